@@ -1,0 +1,61 @@
+"""The command: the only part that prints and exits, and where `sandbox` and the rest meet."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import exitcodes
+from ..errors import UserError
+from ..options import collect
+from . import parser
+
+
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (default: the process's own) and return the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(os.path.basename(sys.argv[0]), words)
+    except UserError as error:
+        print(f"passthrough: {error}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        return exitcodes.INTERRUPTED
+    except BrokenPipeError:
+        return exitcodes.SYSTEM
+    except Exception as error:
+        if os.environ.get("PASSTHROUGH_TRACEBACK"):
+            raise
+        print(
+            f"passthrough: a bug of ours: {error!r}; PASSTHROUGH_TRACEBACK=1 in the environment shows where",
+            file=sys.stderr,
+        )
+        return exitcodes.BUG
+
+
+def _dispatch(program: str, words: list[str]) -> int:
+    if program.startswith("mount.") or (words and "/" in words[0] and not words[0].startswith("-")):
+        return _mount_helper(words)  # as mount(8) or mount.fuse calls us
+    parsed = parser.build().parse_args(words)
+    if parsed.command == "mount":
+        from . import mount
+
+        return mount.run(parsed.source, parsed.mountpoint, collect(parsed.settings), foreground=parsed.foreground)
+    if parsed.command == "umount":
+        from . import umount
+
+        return umount.run(parsed.mountpoint)
+    from . import doctor
+
+    return doctor.run(parsed.directory, as_json=parsed.json)
+
+
+def _mount_helper(words: list[str]) -> int:
+    from . import mount
+
+    parsed, sloppy, fake = parser.mount_helper(words)
+    options = collect(parsed.settings, sloppy=sloppy)
+    if fake:
+        return exitcodes.OK
+    return mount.run(parsed.source, parsed.mountpoint, options, foreground=False)

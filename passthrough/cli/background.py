@@ -1,0 +1,62 @@
+"""Into the background: the starter waits on a pipe until the daemon says that it is ready, or why it is not.
+
+The message on the pipe is the exit status in one byte, then the line for the user.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+from .. import exitcodes
+from ..errors import UserError
+
+Ready = Callable[[], None]
+ServeFunction = Callable[[Ready], int]
+
+
+def start(serve: ServeFunction, silence: Callable[[], None]) -> None:
+    """Fork; run serve(ready) in the child, which calls ready() once. Returns in the parent; UserError if it failed.
+
+    silence() is called in the child when it is ready, before its standard streams go to /dev/null.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.fork() == 0:
+        os.close(reader)
+        os._exit(_daemon(serve, silence, writer))
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        message = pipe.read()
+    if not message:
+        raise UserError("the daemon ended before it was ready", exitcodes.SYSTEM)
+    if message[0] != exitcodes.OK:
+        raise UserError(message[1:].decode(errors="replace"), message[0])
+
+
+def _daemon(serve: ServeFunction, silence: Callable[[], None], writer: int) -> int:
+    def report(status: int, line: str = "") -> None:
+        nonlocal writer
+        if writer >= 0:
+            os.write(writer, bytes([status]) + line.encode(errors="replace"))
+            os.close(writer)
+            writer = -1
+
+    def ready() -> None:
+        silence()
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+        os.close(null)
+        report(exitcodes.OK)
+
+    try:
+        os.setsid()
+        os.chdir("/")
+        return serve(ready)
+    except UserError as error:
+        report(error.status, str(error))
+        return error.status
+    except BaseException as error:
+        report(exitcodes.BUG, f"a bug of ours: {error!r}; passthrough mount -f shows where")
+        return exitcodes.BUG

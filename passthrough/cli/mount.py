@@ -1,0 +1,161 @@
+"""passthrough mount: from the options to a mount that answers."""
+
+import errno
+import logging
+import os
+import signal
+import stat
+import sys
+from dataclasses import replace
+
+import sandbox
+
+from .. import exitcodes, log
+from ..errors import UserError
+from ..fs.tree import Covered, Tree
+from ..options import MountOptions
+from ..transport import mounting
+from . import background, state
+from .serving import Mount
+
+_FUSE_CONF = "/etc/fuse.conf"
+
+
+def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool) -> int:
+    """Mount source on mountpoint; returns when it answers, or with foreground when it is over."""
+    source_fd = open_source(source)
+    real = mounting.check_mountpoint(mountpoint, source, nonempty=options.nonempty)
+    options = _within_rights(options)
+    request = _request(source, real, options)
+
+    def serve(ready: background.Ready) -> int:
+        return _serve(source_fd, request, options, ready, os.path.abspath(source))
+
+    if foreground or options.debug:
+        log.to_stderr(debug=options.debug)
+        if options.auto_unmount and mounting.may_mount():
+            return _watched(serve, lambda: None, real)
+        return serve(lambda: None)
+    log.to_stderr(debug=False)
+    background.start(
+        lambda ready: _watched(serve, ready, real) if options.auto_unmount and mounting.may_mount() else serve(ready),
+        lambda: log.to_background(os.path.join(state.directory(), "daemon.log")),
+    )
+    _see_that_it_answers(real)
+    return exitcodes.OK
+
+
+def open_source(path: str) -> int:
+    """The directory to share, as an O_PATH descriptor: opened once, so that it cannot be exchanged later."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise UserError(f"{path}: the directory to share does not exist", exitcodes.SOURCE) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot open the directory to share: {error.strerror}", exitcodes.SOURCE) from error
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise UserError(f"{path}: is no directory; an image file is for: passthrough export", exitcodes.SOURCE)
+    if not os.access(path, os.R_OK | os.X_OK, effective_ids=True):
+        os.close(fd)
+        raise UserError(
+            f"{path}: this user may not read the directory; allow it (chmod, chown) or mount as its owner",
+            exitcodes.SOURCE,
+        )
+    return fd
+
+
+def _within_rights(options: MountOptions) -> MountOptions:
+    """Leave out what this user may not have, saying so once each."""
+    if mounting.may_mount():
+        if not options.default_permissions and (options.allow_other or options.allow_root):
+            raise UserError(
+                "no_default_permissions with allow_other would give every user root's rights on SRC",
+                exitcodes.USAGE,
+            )
+        return options
+    left_out = []
+    if (options.allow_other or options.allow_root) and not _user_allow_other():
+        left_out.append(f"allow_other (root can allow it: the line user_allow_other in {_FUSE_CONF})")
+        options = replace(options, allow_other=False, allow_root=False)
+    for word in ("suid", "dev"):
+        if getattr(options, word):
+            left_out.append(f"{word} (root alone may have it)")
+            options = replace(options, **{word: False})
+    if left_out:
+        print("passthrough: left out for an ordinary user: " + ", ".join(left_out), file=sys.stderr)
+    return options
+
+
+def _user_allow_other() -> bool:
+    try:
+        with open(_FUSE_CONF, encoding="utf-8", errors="replace") as lines:
+            return any(line.strip() == "user_allow_other" for line in lines)
+    except OSError:
+        return False
+
+
+def _request(source: str, mountpoint: str, options: MountOptions) -> mounting.MountRequest:
+    return mounting.MountRequest(
+        mountpoint=mountpoint,
+        fsname=options.fsname or os.path.abspath(source),
+        subtype=options.subtype,
+        flags=options.mount_flags(),
+        allow_other=options.allow_other or options.allow_root,
+        owner_only=options.allow_root,
+        default_permissions=options.default_permissions,
+        max_read=options.max_read,
+        auto_unmount=options.auto_unmount,
+    )
+
+
+def _serve(
+    source_fd: int, request: mounting.MountRequest, options: MountOptions, ready: background.Ready, source: str
+) -> int:
+    sandbox.enter(sandbox.plan())
+    covered = Covered.before_mount(request.mountpoint)
+    tree = Tree(source_fd, options.tree(), covered)
+    mount = Mount(
+        tree,
+        request,
+        threads=options.threads,
+        max_write=options.max_write,
+        debug=options.debug,
+        source=source,
+    )
+    mount.start()
+    ready()
+    return mount.run()
+
+
+def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoint: str) -> int:
+    """auto_unmount for root: a process that outlives the daemon, however that ends, and clears the mount."""
+    daemon = os.fork()
+    if daemon == 0:
+        sandbox.die_with_parent()
+        return serve(ready)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: os.kill(daemon, number))
+    _, status = os.waitpid(daemon, 0)
+    left = _dead_mount(mountpoint)
+    if left:
+        try:
+            mounting.unmount(mountpoint, lazy=True)
+        except (OSError, UserError) as error:
+            logging.getLogger(__name__).error("%s: cannot clear the mount: %s", mountpoint, error)
+    return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else exitcodes.SERVING
+
+
+def _dead_mount(mountpoint: str) -> bool:
+    try:
+        os.stat(mountpoint)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def _see_that_it_answers(mountpoint: str) -> None:
+    try:
+        os.stat(mountpoint)
+    except OSError as error:
+        raise UserError(f"{mountpoint}: the mount does not answer: {error.strerror}", exitcodes.SERVING) from error

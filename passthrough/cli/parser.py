@@ -1,0 +1,108 @@
+"""The command line: the commands, and the long form of every mount option. Parsing only."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from .. import __version__, exitcodes
+from ..errors import UserError
+from ..options import OPTIONS, Option, Setting, split_words
+
+_MOUNT_EPILOG = "Every option is also a word for -o, with underscores: --allow-other is -o allow_other."
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are UserErrors: one line, our exit status."""
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse calls for a wrong command line."""
+        raise UserError(f"{message}; see: {self.prog} --help", exitcodes.USAGE)
+
+
+class _Words(argparse.Action):
+    """-o a,b=c"""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        namespace.settings = [*namespace.settings, *split_words(values)]
+
+
+class _Long(argparse.Action):
+    """--allow-other, --timeout=1: the same list of settings, in the order of the command line."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        setting: Setting = (self.dest, values if isinstance(values, str) else None)
+        namespace.settings = [*namespace.settings, setting]
+
+
+def build() -> Parser:
+    """The whole command line."""
+    parser = Parser(prog="passthrough", description="Share a directory through FUSE.", allow_abbrev=False)
+    parser.add_argument("-V", "--version", action="version", version=f"passthrough {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    add_mount(commands.add_parser("mount", help="mount a directory", epilog=_MOUNT_EPILOG, allow_abbrev=False))
+    _add_umount(commands.add_parser("umount", help="unmount, and stop the daemon", allow_abbrev=False))
+    _add_doctor(commands.add_parser("doctor", help="what this kernel and user can have", allow_abbrev=False))
+    return parser
+
+
+def add_mount(parser: argparse.ArgumentParser) -> None:
+    """passthrough mount."""
+    parser.description = "Mount the directory SRC on the directory MNT; returns when the mount answers."
+    parser.add_argument("source", metavar="SRC", help="the directory to share")
+    parser.add_argument("mountpoint", metavar="MNT", help="the directory to mount it on")
+    parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
+    parser.add_argument("-o", action=_Words, metavar="OPTION[,...]", help="mount options", default=argparse.SUPPRESS)
+    parser.set_defaults(settings=[])
+    group = parser.add_argument_group("mount options")
+    for option in OPTIONS:
+        _add_long(group, option)
+
+
+def _add_long(group: Any, option: Option) -> None:
+    names = ["--" + option.word.replace("_", "-")]
+    if "_" in option.word:
+        names.append("--" + option.word)
+    group.add_argument(
+        *names,
+        dest=option.word,
+        action=_Long,
+        nargs=0 if option.parse is None else None,
+        metavar=option.metavar or None,
+        help=option.help.replace("%", "%%") or argparse.SUPPRESS,
+        default=argparse.SUPPRESS,
+    )
+
+
+def _add_umount(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Unmount MNT and stop its daemon; files that are still open there are cut off."
+    parser.add_argument("mountpoint", metavar="MNT", help="the mount point")
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Tell what this kernel and this user can have, and what to do about what is missing."
+    parser.add_argument("directory", metavar="DIR", nargs="?", default=".", help="a directory to share; default: here")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def mount_helper(arguments: Sequence[str]) -> tuple[argparse.Namespace, bool, bool]:
+    """The command line that mount(8) and mount.fuse use: SRC MNT [-sfnv] [-o OPTIONS] [-t TYPE] [-N NAMESPACE].
+
+    Returns what `mount` would have parsed, whether unknown options are passed over (-s), and whether to do nothing (-f).
+    """
+    parser = Parser(prog="mount.fuse.passthrough", allow_abbrev=False)
+    parser.add_argument("source")
+    parser.add_argument("mountpoint")
+    parser.add_argument("-o", action=_Words, default=argparse.SUPPRESS)
+    parser.add_argument("-t", dest="kind")
+    parser.add_argument("-N", dest="namespace")
+    for flag in "sfnv":
+        parser.add_argument("-" + flag, action="store_true")
+    parser.set_defaults(settings=[], foreground=False)
+    parsed = parser.parse_args(arguments)
+    if parsed.namespace:
+        raise UserError("-N: mounting in another namespace is not supported; use nsenter(1)", exitcodes.USAGE)
+    return parsed, parsed.s, parsed.f

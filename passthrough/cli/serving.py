@@ -1,0 +1,132 @@
+"""The life of one mount: mount, serve, wait for a signal or the unmount, and leave nothing behind."""
+
+import logging
+import os
+import select
+import signal
+import socket
+
+from .. import exitcodes
+from ..errors import UserError
+from ..filesystem import FileSystem
+from ..protocol import constants as c
+from ..protocol.negotiation import Wishes
+from ..server import Server
+from ..transport import mounting
+from ..transport.devfuse import Session
+from ..waiting import install_wake_signal
+from . import state
+
+log = logging.getLogger(__name__)
+
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_QUIESCE_S = 5.0
+_JOIN_S = 5.0
+
+
+class Signals:
+    """Ending signals as a readable descriptor, so that one poll waits for everything."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        for number in _ENDING:
+            signal.signal(number, lambda *_: None)
+        install_wake_signal()
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+
+    def fileno(self) -> int:
+        """What to poll."""
+        return self._reader.fileno()
+
+    def ending(self) -> bool:
+        """Whether one of the ending signals has come."""
+        try:
+            return any(number in _ENDING for number in self._reader.recv(4096))
+        except BlockingIOError:
+            return False
+
+
+class Mount:
+    """A mount with its daemon's threads. `fs` must have been made in this process."""
+
+    def __init__(
+        self, fs: FileSystem, request: mounting.MountRequest, *, threads: int, max_write: int, debug: bool, source: str
+    ) -> None:
+        self._signals = Signals()
+        self._source = source
+        self._mounted = mounting.mount(request)
+        self._session = Session(self._mounted.fd, threads, max(max_write, request.max_read))
+        self._began = os.eventfd(0, os.EFD_CLOEXEC)
+        self._server = Server(
+            fs,
+            Wishes(flags=fs.flags | c.FUSE_MAX_PAGES | c.FUSE_BIG_WRITES, required=fs.required, max_write=max_write),
+            notifier=self._session,
+            on_init=lambda: os.eventfd_write(self._began, 1),
+            debug=log.debug if debug else None,
+            owner=os.getuid() if request.owner_only else None,
+        )
+        self._state: state.StateFile | None = None
+
+    def start(self) -> None:
+        """Serve; returns when INIT has been answered. UserError where the kernel and we do not agree."""
+        try:
+            self._session.start(self._server)
+            self._wait_for(self._began)
+            if self._server.failure:
+                raise UserError(self._server.failure, exitcodes.KERNEL)
+            self._state = state.StateFile(self._mounted.device, self._source, self._mounted.mountpoint)
+        except BaseException:
+            self._leave()
+            raise
+
+    def _wait_for(self, event: int) -> None:
+        poll = select.poll()
+        for waited in (event, self._session.ended, self._signals.fileno()):
+            poll.register(waited, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poll.poll()}
+            if event in ready:
+                return
+            if self._session.ended in ready:
+                raise UserError(self._session.failure or "the mount ended before it began", exitcodes.SERVING)
+            if self._signals.fileno() in ready and self._signals.ending():
+                raise UserError("ended by a signal before the mount was ready", exitcodes.INTERRUPTED)
+
+    def run(self) -> int:
+        """Until the mount is gone or a signal ends it; the exit status."""
+        poll = select.poll()
+        poll.register(self._session.ended, select.POLLIN)
+        poll.register(self._signals.fileno(), select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poll.poll()}
+            if self._session.ended in ready or self._signals.ending():
+                break
+        self._leave()
+        if self._session.failure:
+            log.error("%s: %s", self._mounted.mountpoint, self._session.failure)
+            return exitcodes.SERVING
+        return exitcodes.OK
+
+    def _leave(self) -> None:
+        """Unmount cleanly where nobody is inside; else answer what is in flight, then detach and abort."""
+        if self._mounted.is_there() and not self._unmounted(lazy=False, force=False):
+            self._server.interrupt_waiting()
+            if not self._session.quiesce(_QUIESCE_S):
+                log.warning("%s: requests are still unanswered and will be aborted", self._mounted.mountpoint)
+            self._unmounted(lazy=True, force=True)
+        if not self._session.join(_JOIN_S):
+            # Detached, but held open by others: our end closes the connection for them.
+            log.debug("%s: open files are cut off", self._mounted.mountpoint)
+        self._server.close()
+        if self._state is not None:
+            self._state.remove()
+
+    def _unmounted(self, *, lazy: bool, force: bool) -> bool:
+        try:
+            mounting.unmount(self._mounted.mountpoint, lazy=lazy, force=force)
+        except (OSError, UserError) as error:
+            log.debug("unmount: %s", error)
+            return not self._mounted.is_there()
+        return True

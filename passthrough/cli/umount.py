@@ -1,0 +1,72 @@
+"""passthrough umount: the mount goes, and so does its daemon."""
+
+import errno
+import os
+import select
+import signal
+
+from .. import exitcodes
+from ..errors import UserError
+from ..transport import mountinfo, mounting
+from . import state
+
+_DAEMON_END_MS = 15_000
+
+
+def run(mountpoint: str) -> int:
+    """Unmount cleanly where nobody is inside, else let the daemon finish what is in flight and cut the rest off."""
+    point = _absolute(mountpoint)
+    mount = mountinfo.top_mount(point)
+    if mount is None:
+        raise UserError(f"{mountpoint}: nothing is mounted there", exitcodes.NOT_MOUNTED)
+    if not mount.is_fuse:
+        raise UserError(f"{mountpoint}: is a mount of type {mount.fstype}, not ours: umount it", exitcodes.NOT_MOUNTED)
+    daemon = state.find(mount.device)
+    if daemon is None and not mount.fstype.endswith(".passthrough"):
+        raise UserError(
+            f"{mountpoint}: is a mount of type {mount.fstype}, not ours: fusermount3 -u it", exitcodes.NOT_MOUNTED
+        )
+    ending = _process(daemon)
+    try:
+        _unmount(point, daemon)
+        _wait(ending, mountpoint)
+    finally:
+        if ending is not None:
+            os.close(ending)
+    return exitcodes.OK
+
+
+def _absolute(path: str) -> str:
+    """Without a look at the mount itself, which may be dead."""
+    parent, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(parent), name)
+
+
+def _process(daemon: state.Daemon | None) -> int | None:
+    try:
+        return os.pidfd_open(daemon.pid) if daemon else None
+    except OSError:
+        return None
+
+
+def _unmount(point: str, daemon: state.Daemon | None) -> None:
+    try:
+        mounting.unmount(point)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise UserError(f"{point}: not allowed to unmount: {error.strerror}", exitcodes.PERMISSION) from error
+        if error.errno != errno.EBUSY:
+            raise UserError(f"{point}: cannot unmount: {error.strerror}") from error
+        if daemon is None:
+            mounting.unmount(point, lazy=True)
+        else:
+            os.kill(daemon.pid, signal.SIGTERM)
+
+
+def _wait(ending: int | None, mountpoint: str) -> None:
+    if ending is None:
+        return
+    poll = select.poll()
+    poll.register(ending, select.POLLIN)
+    if not poll.poll(_DAEMON_END_MS):
+        raise UserError(f"{mountpoint}: unmounted, but the daemon has not ended yet", exitcodes.SYSTEM)

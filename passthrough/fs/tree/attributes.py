@@ -1,0 +1,94 @@
+"""Attributes: getattr, setattr, statx, access, statfs."""
+
+import errno
+import os
+import stat
+
+from ... import syscalls
+from ...protocol import constants as c
+from ...protocol.values import Attr, Context, SetAttr, StatFs, Statx
+from .base import MASK, TreeBase, attr_of
+from .inodes import Inode
+
+_OWNER = c.FATTR_UID | c.FATTR_GID
+_TIMES = c.FATTR_ATIME | c.FATTR_MTIME
+_STATX_FLAGS = 0x6000  # AT_STATX_FORCE_SYNC, AT_STATX_DONT_SYNC: what a caller may choose
+_MODE_BITS = 0o7777
+_KEEP = -1  # chown(2): leave this id
+
+
+class Attributes(TreeBase):
+    """Everything that concerns a node and not its names or data."""
+
+    def getattr(self, ctx: Context, nodeid: int, fh: int | None) -> tuple[Attr, int]:
+        """One statx, through the O_PATH descriptor: it sees the same inode as any handle."""
+        inode = self.inodes.get(nodeid)
+        return attr_of(syscalls.statx(inode.fd, b"", syscalls.AT_EMPTY_PATH, MASK), inode.ino_mask), self.attr_ns
+
+    def statx(self, ctx: Context, nodeid: int, fh: int | None, flags: int, mask: int) -> tuple[Statx, int]:
+        """statx(2) with the caller's mask; btime above all."""
+        inode = self.inodes.get(nodeid)
+        flags = flags & _STATX_FLAGS | syscalls.AT_EMPTY_PATH
+        st = syscalls.statx(inode.fd, b"", flags, mask & (syscalls.STATX_BASIC_STATS | syscalls.STATX_BTIME))
+        found = Statx._make(st[:23])._replace(ino=st[7] ^ inode.ino_mask)
+        return found, self.attr_ns
+
+    def setattr(self, ctx: Context, nodeid: int, attrs: SetAttr) -> tuple[Attr, int]:
+        """Owner before mode, because a change of owner clears SUID and SGID; times last, because the rest sets them."""
+        inode = self.inodes.get(nodeid)
+        valid = attrs.valid
+        fd = self.files.get(attrs.fh, nodeid).fd if valid & c.FATTR_FH and inode.kind == stat.S_IFREG else None
+        if valid & _OWNER:
+            self._chown(inode, attrs)
+        if valid & c.FATTR_MODE:
+            os.chmod(str(inode.fd), attrs.mode & _MODE_BITS, dir_fd=self.proc)
+        if valid & c.FATTR_SIZE:
+            self._truncate(inode, fd, attrs.size, valid & c.FATTR_KILL_SUIDGID)
+        if valid & _TIMES:
+            self._utime(inode, attrs)
+        return self.getattr(ctx, nodeid, None)
+
+    def _chown(self, inode: Inode, attrs: SetAttr) -> None:
+        uid = attrs.uid if attrs.valid & c.FATTR_UID else _KEEP
+        gid = attrs.gid if attrs.valid & c.FATTR_GID else _KEEP
+        if c.FUSE_INVALID_UIDGID in (uid, gid):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        os.chown(str(inode.fd), uid, gid, dir_fd=self.proc)
+
+    def _truncate(self, inode: Inode, fd: int | None, size: int, kill: int) -> None:
+        if size >= 1 << 63:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        if inode.kind != stat.S_IFREG:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        opened = self.reopen(inode, os.O_WRONLY | os.O_NONBLOCK) if fd is None else None
+        try:
+            with self.credentials.killing_privileges(kill):
+                os.ftruncate(fd if opened is None else opened, size)  # type: ignore[arg-type]
+        finally:
+            if opened is not None:
+                os.close(opened)
+
+    def _utime(self, inode: Inode, attrs: SetAttr) -> None:
+        valid = attrs.valid
+        atime = (attrs.atime, attrs.atimensec) if valid & c.FATTR_ATIME else (0, syscalls.UTIME_OMIT)
+        mtime = (attrs.mtime, attrs.mtimensec) if valid & c.FATTR_MTIME else (0, syscalls.UTIME_OMIT)
+        if valid & c.FATTR_ATIME_NOW:
+            atime = (0, syscalls.UTIME_NOW)
+        if valid & c.FATTR_MTIME_NOW:
+            mtime = (0, syscalls.UTIME_NOW)
+        syscalls.utimensat(self.proc, str(inode.fd).encode(), atime, mtime)
+
+    def access(self, ctx: Context, nodeid: int, mask: int) -> None:
+        """access(2) as the caller; asked only without default_permissions."""
+        inode = self.inodes.get(nodeid)
+        with self.credentials.caller(ctx, strict=True):
+            allowed = os.access(str(inode.fd), mask & 7, dir_fd=self.proc, effective_ids=True)
+        if not allowed:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def statfs(self, ctx: Context, nodeid: int) -> StatFs:
+        """Of the file system that the node lies on."""
+        st = os.statvfs(self.inodes.get(nodeid).fd)
+        return StatFs(
+            st.f_blocks, st.f_bfree, st.f_bavail, st.f_files, st.f_ffree, st.f_bsize, st.f_namemax, st.f_frsize
+        )

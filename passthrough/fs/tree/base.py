@@ -1,0 +1,255 @@
+"""What all parts of the shared directory stand on: the maps, the configuration, and the way from a name to an inode."""
+
+import errno
+import logging
+import os
+import resource
+import stat
+import threading
+from operator import itemgetter
+
+from ... import syscalls
+from ...filesystem import FileSystem, Notifier
+from ...protocol import constants as c
+from ...protocol.negotiation import Agreement
+from ...protocol.values import Attr, Entry, Opened, encode_dev
+from .config import Cache, ReaddirPlus, TreeConfig
+from .credentials import Credentials
+from .directory import DirHandle
+from .handles import Handle, HandleMap
+from .inodes import Inode, InodeMap, Key
+from .janitor import Janitor
+
+log = logging.getLogger(__name__)
+
+MASK = syscalls.STATX_BASIC_STATS | syscalls.STATX_MNT_ID
+BY_NAME = syscalls.AT_SYMLINK_NOFOLLOW | syscalls.AT_NO_AUTOMOUNT
+PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+RESERVED_DESCRIPTORS = 64
+"""Descriptors that clients may not pin: ours, and those that a request holds for a moment."""
+
+_FOPEN = {
+    Cache.NEVER: c.FOPEN_DIRECT_IO,
+    Cache.METADATA: c.FOPEN_DIRECT_IO,
+    Cache.AUTO: 0,
+    Cache.ALWAYS: c.FOPEN_KEEP_CACHE,
+}
+
+# Where things are in the result of syscalls.statx.
+ST_MODE = 6
+key_of = itemgetter(7, 21, 22, 23)
+"""The Key in a statx result."""
+_in_fuse_order = itemgetter(7, 8, 9, 11, 17, 15, 12, 18, 16, 6, 3, 4, 5)
+_new_tuple = tuple.__new__
+
+
+def attr_of(st: tuple[int, ...], ino_mask: int) -> Attr:
+    """fuse_attr out of a statx result."""
+    facts = _in_fuse_order(st)
+    rdev = encode_dev(st[19], st[20]) if st[20] or st[19] else 0
+    if ino_mask:
+        facts = (facts[0] ^ ino_mask, *facts[1:])
+    return _new_tuple(Attr, (*facts, rdev, st[1], 0))
+
+
+class TreeBase(FileSystem):
+    """State and helpers; the operations are in the classes that Tree is made of."""
+
+    flags = (
+        c.FUSE_ASYNC_READ
+        | c.FUSE_ATOMIC_O_TRUNC
+        | c.FUSE_EXPORT_SUPPORT
+        | c.FUSE_BIG_WRITES
+        | c.FUSE_DONT_MASK
+        | c.FUSE_HAS_IOCTL_DIR
+        | c.FUSE_ASYNC_DIO
+        | c.FUSE_PARALLEL_DIROPS
+        | c.FUSE_HANDLE_KILLPRIV_V2
+        | c.FUSE_MAX_PAGES
+        | c.FUSE_CREATE_SUPP_GROUP
+        | c.FUSE_HAS_EXPIRE_ONLY
+        | c.FUSE_DIRECT_IO_ALLOW_MMAP
+    )
+
+    def __init__(self, root_fd: int, config: TreeConfig, covered: "Covered | None" = None) -> None:
+        """Share the directory that root_fd (O_PATH, taken over) is open on.
+
+        Create it in the process that serves: it looks at its own /proc/self/fd.
+        """
+        config = config.resolved()
+        self.config = config
+        self.entry_ns = config.entry_timeout_ns or 0
+        self.attr_ns = config.attr_timeout_ns or 0
+        self.proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.credentials = Credentials()
+        self.writeback = False
+        self._masks: dict[tuple[int, int], int] = {}
+        self._masks_lock = threading.Lock()
+        st = syscalls.statx(root_fd, b"", syscalls.AT_EMPTY_PATH, MASK)
+        key = key_of(st)
+        root = Inode(c.FUSE_ROOT_ID, root_fd, key, stat.S_IFMT(st[ST_MODE]), self.ino_mask(key))
+        self.inodes = InodeMap(root)
+        self.files: HandleMap[Handle] = HandleMap()
+        self.dirs: HandleMap[DirHandle] = HandleMap()
+        self.covered = covered
+        self.limit = config.descriptors or _default_limit()
+        self._janitor: Janitor | None = None
+        self._warned = False
+        self.flags = self._wanted_flags()
+
+    def _wanted_flags(self) -> int:
+        config, flags = self.config, type(self).flags
+        for wanted, flag in (
+            (config.readdirplus is not ReaddirPlus.NO, c.FUSE_DO_READDIRPLUS),
+            (config.readdirplus is ReaddirPlus.AUTO, c.FUSE_READDIRPLUS_AUTO),
+            (config.writeback, c.FUSE_WRITEBACK_CACHE),
+            (config.flock, c.FUSE_FLOCK_LOCKS),
+            (config.posix_lock, c.FUSE_POSIX_LOCKS),
+            (config.posix_acl, c.FUSE_POSIX_ACL | c.FUSE_SETXATTR_EXT),
+            (config.cache in (Cache.METADATA, Cache.ALWAYS), c.FUSE_CACHE_SYMLINKS),
+            (config.cache is not Cache.ALWAYS, c.FUSE_AUTO_INVAL_DATA),
+        ):
+            flags |= flag if wanted else 0
+        return flags
+
+    def init(self, agreement: Agreement, notifier: Notifier | None) -> None:
+        """A session begins."""
+        self.writeback = agreement.has(c.FUSE_WRITEBACK_CACHE)
+        self.credentials.masks = agreement.has(c.FUSE_DONT_MASK)
+        self.credentials.supplementary = agreement.has(c.FUSE_CREATE_SUPP_GROUP)
+        if notifier is not None:
+            self._janitor = Janitor(self, notifier, can_prune=agreement.minor >= 45)
+
+    def destroy(self) -> None:
+        """Let go of every node and handle."""
+        if self._janitor is not None:
+            self._janitor.stop()
+            self._janitor = None
+        self.files.clear()
+        self.dirs.clear()
+        self.inodes.clear()
+
+    # From names to inodes
+
+    def find(self, parent: Inode, name: bytes) -> tuple[Inode, Attr]:
+        """The inode behind a name, one lookup counted. A known one costs one statx; a new one is opened O_PATH."""
+        covered = self.covered
+        if covered is not None and name == covered.name and parent.key[:3] == covered.parent:
+            return self.enter(os.dup(covered.fd))
+        st = syscalls.statx(parent.fd, name, BY_NAME, MASK)
+        inode = self.inodes.take(key_of(st))
+        if inode is not None:
+            return inode, attr_of(st, inode.ino_mask)
+        self.afford()
+        return self.enter(os.open(name, PATH_FLAGS, dir_fd=parent.fd))
+
+    def enter(self, fd: int) -> tuple[Inode, Attr]:
+        """Remember what an O_PATH descriptor (taken over) is open on, one lookup counted."""
+        try:
+            st = syscalls.statx(fd, b"", syscalls.AT_EMPTY_PATH, MASK)
+            key = key_of(st)
+            mask = self.ino_mask(key)
+        except BaseException:
+            os.close(fd)
+            raise
+        inode = self.inodes.add(fd, key, stat.S_IFMT(st[ST_MODE]), mask)
+        return inode, attr_of(st, mask)
+
+    def entry(self, found: tuple[Inode, Attr]) -> Entry:
+        """What a lookup answers."""
+        inode, attr = found
+        return Entry(inode.nodeid, attr, self.entry_ns, self.attr_ns)
+
+    def reopen(self, inode: Inode, flags: int) -> int:
+        """Open for real what an inode's O_PATH descriptor stands for: regular files and directories, nothing else.
+
+        Opening a device, fifo or socket could block, or act on the machine: EBADF.
+        """
+        if inode.kind not in (stat.S_IFREG, stat.S_IFDIR):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self.afford()
+        return os.open(str(inode.fd), flags | os.O_CLOEXEC, dir_fd=self.proc)
+
+    def open_flags(self, flags: int) -> int:
+        """The flags to open the source's file with.
+
+        O_APPEND is left to each write (RWF_APPEND), or with writeback to the kernel, which then must also read pages
+        that it writes in part (O_RDWR). O_DIRECT is between the caller and the kernel: our page cache is the source's.
+        O_NOATIME would fail for files of others.
+        """
+        flags &= ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_APPEND | os.O_DIRECT | os.O_NOATIME | os.O_NOFOLLOW)
+        if self.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
+            flags = flags & ~os.O_ACCMODE | os.O_RDWR
+        return flags
+
+    def fopen_flags(self, flags: int) -> int:
+        """What the kernel may do with an opened file. A flush says nothing where nothing was written or locked."""
+        found = _FOPEN[self.config.cache]
+        if flags & os.O_ACCMODE == os.O_RDONLY and not self.config.posix_lock:
+            found |= c.FOPEN_NOFLUSH
+        return found
+
+    def open_inode(self, inode: Inode, flags: int, open_flags: int) -> Opened:
+        """OPEN of a regular file."""
+        if inode.kind != stat.S_IFREG:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        wanted = self.open_flags(flags)
+        with self.credentials.killing_privileges(open_flags & c.FUSE_OPEN_KILL_SUIDGID):
+            try:
+                fd = self.reopen(inode, wanted)
+            except PermissionError:
+                if not self.writeback or flags & os.O_ACCMODE != os.O_WRONLY:
+                    raise
+                fd = self.reopen(inode, wanted & ~os.O_ACCMODE | os.O_WRONLY)
+        return Opened(self.files.add(Handle(fd, inode)), self.fopen_flags(flags))
+
+    def proc_path(self, inode: Inode) -> str:
+        """A path that leads to an inode through its descriptor, for calls that take nothing else."""
+        return f"/proc/self/fd/{inode.fd}"
+
+    def ino_mask(self, key: Key) -> int:
+        """What to XOR inode numbers of this device with, so that two devices' numbers differ on the one mount.
+
+        The root's device has 0; the others get the upper 16 bits in the order in which they are met.
+        """
+        with self._masks_lock:
+            return self._masks.setdefault(key[1:3], len(self._masks) << 48)
+
+    def afford(self) -> None:
+        """ENFILE when clients have pinned all descriptors that they may; before that, ask the kernel to let some go."""
+        pinned = len(self.inodes) + len(self.files) + len(self.dirs)
+        if pinned * 4 < self.limit * 3:
+            return
+        if self._janitor is not None:
+            self._janitor.wake()
+        if pinned >= self.limit:
+            if not self._warned:
+                self._warned = True
+                log.warning(
+                    "all %d descriptors that clients may pin are in use: they get ENFILE; raise the limit: ulimit -n",
+                    self.limit,
+                )
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+
+class Covered:
+    """A directory of the share that our own mount covers: found by this descriptor, never by its name, which leads
+    back to ourselves."""
+
+    def __init__(self, fd: int, parent: tuple[int, int, int], name: bytes) -> None:
+        self.fd = fd
+        self.parent = parent
+        self.name = name
+
+    @classmethod
+    def before_mount(cls, mountpoint: str) -> "Covered":
+        """To be called before mounting there: afterwards the directory cannot be reached."""
+        fd = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        parent, name = os.path.split(os.fsencode(mountpoint))
+        st = syscalls.statx(-1, parent, 0, MASK)
+        return cls(fd, key_of(st)[:3], name)
+
+
+def _default_limit() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(soft - RESERVED_DESCRIPTORS, 16)

@@ -1,0 +1,58 @@
+"""What a shared directory can be told: plain data, in the units of the kernel (ns, bytes)."""
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+NS_PER_S = 1_000_000_000
+DAY_NS = 86_400 * NS_PER_S
+
+
+class Cache(Enum):
+    """How much the kernel may remember. NEVER: nothing; METADATA: names and attributes; AUTO: both for a second, and
+    data between opens while it is unchanged; ALWAYS: everything, for those who alone change the directory."""
+
+    NEVER = "never"
+    METADATA = "metadata"
+    AUTO = "auto"
+    ALWAYS = "always"
+
+
+class ReaddirPlus(Enum):
+    """Whether READDIR brings attributes along: never, when the access pattern asks for it, always."""
+
+    NO = "no"
+    AUTO = "auto"
+    ALWAYS = "always"
+
+
+_TIMEOUT_NS = {Cache.NEVER: 0, Cache.METADATA: DAY_NS, Cache.AUTO: NS_PER_S, Cache.ALWAYS: DAY_NS}
+
+
+@dataclass(frozen=True, slots=True)
+class TreeConfig:
+    """Options of the shared directory. Timeouts in ns; a timeout of None is the cache mode's own."""
+
+    cache: Cache = Cache.AUTO
+    entry_timeout_ns: int | None = None
+    attr_timeout_ns: int | None = None
+    negative_timeout_ns: int = 0
+    writeback: bool = False
+    readdirplus: ReaddirPlus | None = None
+    xattr: bool = True
+    posix_acl: bool = True
+    flock: bool = False
+    posix_lock: bool = False
+    default_permissions: bool = True
+    descriptors: int = 0  # how many descriptors clients may pin; 0: what RLIMIT_NOFILE leaves
+
+    def resolved(self) -> "TreeConfig":
+        """The same with the cache mode's timeouts and READDIRPLUS filled in."""
+        timeout = _TIMEOUT_NS[self.cache]
+        plus = ReaddirPlus.NO if self.cache is Cache.NEVER else ReaddirPlus.AUTO
+        return replace(
+            self,
+            entry_timeout_ns=timeout if self.entry_timeout_ns is None else self.entry_timeout_ns,
+            attr_timeout_ns=timeout if self.attr_timeout_ns is None else self.attr_timeout_ns,
+            readdirplus=self.readdirplus or plus,
+            posix_acl=self.posix_acl and self.xattr and self.default_permissions,
+        )

@@ -1,0 +1,134 @@
+"""Acting as the caller: a file that is created belongs to whoever asked, with the caller's umask.
+
+Only the calling thread changes, by raw system calls. Three things are switched: the effective gid and uid with the one
+supplementary group that the kernel names (and DAC_OVERRIDE kept where it names none, since the kernel has checked the
+caller's permission already); the umask, for which each thread gets a file system context of its own (CLONE_FS); and
+CAP_FSETID, without which a write clears SUID and SGID as it does for an ordinary user.
+"""
+
+import errno
+import logging
+import os
+import threading
+from types import TracebackType
+
+from ... import syscalls
+from ...protocol.constants import FUSE_INVALID_UIDGID
+from ...protocol.values import Context
+
+log = logging.getLogger(__name__)
+
+
+class _PerThread(threading.local):
+    """A thread's umask, and whether it has one of its own."""
+
+    umask: int | None = None
+    own: bool | None = None
+
+
+class _Nobody:
+    """Stay who we are."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        return None
+
+
+class _Caller:
+    """Be the caller for a few system calls."""
+
+    __slots__ = ("_ctx", "_keep_override")
+
+    def __init__(self, ctx: Context, keep_override: bool) -> None:
+        self._ctx = ctx
+        self._keep_override = keep_override
+
+    def __enter__(self) -> None:
+        ctx = self._ctx
+        if ctx.uid == FUSE_INVALID_UIDGID or ctx.gid == FUSE_INVALID_UIDGID:
+            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))  # -1 would mean: stay root
+        try:
+            if ctx.groups:
+                syscalls.thread_setgroups(ctx.groups)
+            if ctx.gid:
+                syscalls.thread_setresgid(ctx.gid)
+            if ctx.uid:
+                syscalls.thread_setresuid(ctx.uid)
+                if self._keep_override:
+                    syscalls.thread_set_effective(syscalls.CAP_DAC_OVERRIDE, True)
+        except OSError:
+            self.__exit__(None, None, None)
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        ctx = self._ctx
+        if ctx.uid:
+            syscalls.thread_setresuid(0)
+        if ctx.gid:
+            syscalls.thread_setresgid(0)
+        if ctx.groups:
+            syscalls.thread_setgroups(())
+
+
+class _WithoutFsetid:
+    """Let a write clear SUID and SGID."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        syscalls.thread_set_effective(syscalls.CAP_FSETID, False)
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        syscalls.thread_set_effective(syscalls.CAP_FSETID, True)
+
+
+class Credentials:
+    """Who this daemon can be. An ordinary user's daemon can be nobody else, and its files are its own."""
+
+    def __init__(self) -> None:
+        self.privileged = os.geteuid() == 0 and syscalls.has_thread_credentials()
+        self._has_fsetid = bool(syscalls.effective_capabilities() >> syscalls.CAP_FSETID & 1)
+        self._thread = _PerThread()
+        self._nobody = _Nobody()
+        self._without_fsetid = _WithoutFsetid()
+        self.supplementary = False  # whether the kernel names the group that counts (FUSE_CREATE_SUPP_GROUP)
+        self.masks = False  # whether the umask is ours to apply (FUSE_DONT_MASK)
+
+    def caller(self, ctx: Context, *, strict: bool = False) -> _Caller | _Nobody:
+        """A context in which new files belong to ctx. EOVERFLOW where its ids cannot be expressed here.
+
+        strict leaves the caller no capability, where the decision is to be the source kernel's.
+        """
+        if not self.privileged or (ctx.uid == 0 and ctx.gid == 0 and not ctx.groups):
+            return self._nobody
+        return _Caller(ctx, keep_override=not (strict or self.supplementary))
+
+    def killing_privileges(self, kill: int | bool) -> _WithoutFsetid | _Nobody:
+        """A context in which writing clears SUID and SGID, where `kill` asks for it."""
+        return self._without_fsetid if kill and self._has_fsetid else self._nobody
+
+    def masked(self, mode: int, umask: int) -> int:
+        """Set this thread's umask, and return the mode to create with (a default ACL overrides a umask, so the
+        kernel of the source must know it; where a thread cannot have its own, it is applied here)."""
+        if not self.masks:
+            umask = 0
+        thread = self._thread
+        if thread.own is None:
+            thread.own = self._own_umask()
+        if not thread.own:
+            return mode & ~umask
+        if thread.umask != umask:
+            os.umask(umask)
+            thread.umask = umask
+        return mode
+
+    @staticmethod
+    def _own_umask() -> bool:
+        try:
+            syscalls.unshare(syscalls.CLONE_FS)
+        except OSError as error:
+            log.warning("unshare(CLONE_FS): %s; umasks are applied without regard to default ACLs", error.strerror)
+            return False
+        return True

@@ -1,0 +1,67 @@
+"""The fd map and the dirp map: what OPEN and OPENDIR hand out, and what must match when it comes back.
+
+A descriptor is closed when the last reference to its handle goes, so a RELEASE that races a READ is harmless.
+"""
+
+import errno
+import itertools
+import os
+import threading
+from typing import Generic, TypeVar
+
+from .inodes import Inode
+
+
+class Handle:
+    """An open file: a descriptor of our own, and the inode that it belongs to."""
+
+    __slots__ = ("fd", "inode")
+
+    def __init__(self, fd: int, inode: Inode) -> None:
+        self.fd = fd
+        self.inode = inode
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+AnyHandle = TypeVar("AnyHandle", bound=Handle)
+
+
+class HandleMap(Generic[AnyHandle]):
+    """Handles by fh. Numbers are not reused."""
+
+    def __init__(self) -> None:
+        self._by_fh: dict[int, AnyHandle] = {}
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._by_fh)
+
+    def add(self, handle: AnyHandle) -> int:
+        """Keep a handle and return its fh."""
+        with self._lock:
+            fh = next(self._numbers)
+            self._by_fh[fh] = handle
+        return fh
+
+    def get(self, fh: int, nodeid: int) -> AnyHandle:
+        """The handle fh of this very node. EBADF for an unknown one and for one of another node."""
+        handle = self._by_fh.get(fh)
+        if handle is None or handle.inode.nodeid != nodeid:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return handle
+
+    def pop(self, fh: int, nodeid: int) -> AnyHandle:
+        """The same, and it is no longer kept."""
+        with self._lock:
+            handle = self.get(fh, nodeid)
+            del self._by_fh[fh]
+        return handle
+
+    def clear(self) -> None:
+        """Let go of all."""
+        with self._lock:
+            dropped, self._by_fh = self._by_fh, {}
+        del dropped

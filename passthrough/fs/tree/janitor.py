@@ -1,0 +1,82 @@
+"""Keeping within the descriptors: when most are pinned, the kernel is asked to drop what it does not use.
+
+A thread of its own does it: a notification that makes the kernel drop an inode can wait for that inode's writeback,
+which another request must be able to answer. Linux 6.18 takes node numbers (NOTIFY_PRUNE); older kernels are told the
+name, which /proc/self/fd still knows; a stale one does no harm, it is a cache.
+"""
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from ... import syscalls
+from ...filesystem import Notifier
+from ...protocol import notifications
+from .inodes import Inode
+
+if TYPE_CHECKING:
+    from .base import TreeBase
+
+_BATCH = 256
+
+
+class Janitor:
+    """Wakes when asked, and prunes until half of what clients may pin is free or everything was tried once."""
+
+    def __init__(self, tree: "TreeBase", notifier: Notifier, *, can_prune: bool) -> None:
+        self._tree = tree
+        self._notifier = notifier
+        self._can_prune = can_prune
+        self._wanted = threading.Event()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def wake(self) -> None:
+        """Ask for room; returns at once. The thread starts with the first call."""
+        if self._wanted.is_set():
+            return
+        with self._lock:
+            if self._thread is None and not self._stopped:
+                self._thread = threading.Thread(target=self._run, name="janitor", daemon=True)
+                self._thread.start()
+        self._wanted.set()
+
+    def stop(self) -> None:
+        """End the thread after what it is doing now."""
+        with self._lock:
+            self._stopped = True
+        self._wanted.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait()
+            if self._stopped:
+                return
+            self._prune()
+            self._wanted.clear()
+
+    def _prune(self) -> None:
+        tree = self._tree
+        left = len(tree.inodes)
+        while left > 0 and len(tree.inodes) * 2 > tree.limit and not self._stopped:
+            chosen = tree.inodes.oldest(min(_BATCH, left))
+            left -= _BATCH
+            if not chosen:
+                return
+            if self._can_prune:
+                self._notifier.notify(notifications.prune([inode.nodeid for inode in chosen]))
+            else:
+                for inode in chosen:
+                    self._invalidate(inode)
+
+    def _invalidate(self, inode: Inode) -> None:
+        try:
+            path = os.readlink(os.fsencode(self._tree.proc_path(inode)))
+            parent, name = os.path.split(path)
+            st = syscalls.statx(-1, parent, syscalls.AT_SYMLINK_NOFOLLOW, syscalls.STATX_BASIC_STATS | syscalls.STATX_MNT_ID)
+        except OSError:
+            return
+        known = self._tree.inodes.known((st[7], st[21], st[22], st[23]))
+        if known is not None:
+            self._notifier.notify(notifications.inval_entry(known.nodeid, name))

@@ -1,0 +1,129 @@
+"""Bytes to values: the header, names, data and extensions of requests. Every length is checked here.
+
+Rules of this file: no I/O, no policy. A request comes in two pieces, which may lie in one buffer: `args`, the opcode's
+fixed struct, and the payload (names, data, extensions) at payload[start:end]. What does not fit raises RequestError
+(that request is answered EINVAL) or StreamError (the queue halts).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .constants import FUSE_EXT_GROUPS, FUSE_MAX_NR_SECCTX, IN_HEADER_SIZE
+from .errors import RequestError, StreamError
+from .operations import Operation
+from .structs import FUSE_EXT_HEADER, FUSE_FORGET_ONE, FUSE_IN_HEADER, FUSE_SUPP_GROUPS, Layout
+
+Arguments = tuple[Any, ...]
+Decoder = Callable[[memoryview, int, memoryview, int, int], Arguments]
+"""(args, offset of the struct, payload, start, end) to the arguments of a method: names first, then the values."""
+
+MAX_SUPPLEMENTARY_GROUPS = 32
+
+
+class Header(NamedTuple):
+    """fuse_in_header. len counts the whole request in bytes; total_extlen counts extensions in units of 8 bytes."""
+
+    len: int
+    opcode: int
+    unique: int
+    nodeid: int
+    uid: int
+    gid: int
+    pid: int
+    total_extlen: int
+
+
+_unpack_header = FUSE_IN_HEADER.struct.unpack_from
+
+
+def read_header(buffer: memoryview, received: int) -> Header:
+    """The header of a request of which `received` bytes came. StreamError where the lengths disagree."""
+    if received < IN_HEADER_SIZE:
+        raise StreamError(f"a request of {received} bytes, shorter than its header of {IN_HEADER_SIZE}")
+    header = Header._make(_unpack_header(buffer))
+    if header.len != received:
+        raise StreamError(f"request {header.unique} says {header.len} bytes, {received} came")
+    return header
+
+
+def read_names(payload: memoryview, start: int, end: int, count: int) -> tuple[bytes, ...]:
+    """Exactly `count` names, each ended by a NUL, filling payload[start:end]."""
+    raw = bytes(payload[start:end])
+    names = raw.split(b"\0")
+    if len(names) != count + 1 or names[-1]:
+        raise RequestError(f"{count} names were due in {len(raw)} bytes")
+    return tuple(names[:-1])
+
+
+def decoder(operation: Operation, layout: Layout | None = None) -> Decoder:
+    """How this operation's names and values are read; `layout` replaces the row's struct (SETXATTR without EXT).
+
+    For an operation with data, its names end at the first NULs and the data follows: see split_names.
+    """
+    layout = layout or operation.struct
+    count = operation.names
+    if layout is None:
+        if count == 0:
+            return lambda args, at, payload, start, end: ()
+        if count == 1:
+            return _one_name
+        return lambda args, at, payload, start, end: read_names(payload, start, end, count)
+    unpack = layout.struct.unpack_from
+    if count == 0:
+        return lambda args, at, payload, start, end: unpack(args, at)
+    return lambda args, at, payload, start, end: read_names(payload, start, end, count) + unpack(args, at)
+
+
+def _one_name(args: memoryview, at: int, payload: memoryview, start: int, end: int) -> Arguments:
+    """The commonest shape, LOOKUP's, without a list in between."""
+    raw = bytes(payload[start:end])
+    if raw.find(0) != len(raw) - 1 or not raw:
+        raise RequestError(f"a name was due in {len(raw)} bytes")
+    return (raw[:-1],)
+
+
+def split_name(payload: memoryview, start: int, end: int, limit: int = 4096) -> tuple[bytes, int]:
+    """(the name at the start, the offset of what follows its NUL): SETXATTR's name before its value."""
+    raw = bytes(payload[start : min(end, start + limit)])
+    length = raw.find(0)
+    if length < 0:
+        raise RequestError("a name without its NUL")
+    return raw[:length], start + length + 1
+
+
+def read_forgets(payload: memoryview, start: int, end: int, count: int) -> list[tuple[int, int]]:
+    """(nodeid, nlookup) pairs of BATCH_FORGET. RequestError where `count` is not what the payload holds."""
+    if count * FUSE_FORGET_ONE.size != end - start:
+        raise RequestError(f"BATCH_FORGET counts {count} in {end - start} bytes")
+    return list(FUSE_FORGET_ONE.struct.iter_unpack(payload[start:end]))
+
+
+def read_groups(payload: memoryview, start: int, end: int) -> tuple[int, ...] | None:
+    """The supplementary groups among a request's extensions, or None where it brings none (Linux 6.3, 7.38).
+
+    Extensions are a chain of fuse_ext_header; types up to FUSE_MAX_NR_SECCTX count security contexts.
+    """
+    found: tuple[int, ...] | None = None
+    position = start
+    while position < end:
+        if end - position < FUSE_EXT_HEADER.size:
+            raise RequestError("an extension shorter than its header")
+        size, kind = FUSE_EXT_HEADER.struct.unpack_from(payload, position)
+        if size < FUSE_EXT_HEADER.size or size > end - position:
+            raise RequestError(f"an extension of {size} bytes where {end - position} are left")
+        if kind == FUSE_EXT_GROUPS:
+            found = _groups(payload, position + FUSE_EXT_HEADER.size, position + size)
+        elif kind > FUSE_MAX_NR_SECCTX:
+            raise RequestError(f"an extension of unknown type {kind}")
+        position += size
+    return found
+
+
+def _groups(payload: memoryview, start: int, end: int) -> tuple[int, ...]:
+    if end - start < FUSE_SUPP_GROUPS.size:
+        raise RequestError("a group extension without its count")
+    (count,) = FUSE_SUPP_GROUPS.struct.unpack_from(payload, start)
+    start += FUSE_SUPP_GROUPS.size
+    if count > MAX_SUPPLEMENTARY_GROUPS or count * 4 > end - start:
+        raise RequestError(f"{count} groups in {end - start} bytes")
+    return tuple(payload[start : start + count * 4].cast("I"))

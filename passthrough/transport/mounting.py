@@ -1,0 +1,267 @@
+"""Making and undoing a FUSE mount: mount(2) where we may, fusermount3 where an ordinary user needs it.
+
+The result is an open /dev/fuse descriptor that the kernel sends requests to. Errors are UserErrors: one line each.
+fusermount3 hands the descriptor over a socket whose number it finds in _FUSE_COMMFD (libfuse's util/fusermount.c).
+"""
+
+import array
+import errno
+import os
+import shutil
+import socket
+import stat
+import subprocess
+from dataclasses import dataclass, field
+
+from .. import exitcodes, syscalls
+from ..errors import UserError
+from . import mountinfo
+
+DEVICE = "/dev/fuse"
+
+MOUNT_FLAGS: dict[str, int] = {
+    "ro": syscalls.MS_RDONLY,
+    "nosuid": syscalls.MS_NOSUID,
+    "nodev": syscalls.MS_NODEV,
+    "noexec": syscalls.MS_NOEXEC,
+    "sync": syscalls.MS_SYNCHRONOUS,
+    "dirsync": syscalls.MS_DIRSYNC,
+    "noatime": syscalls.MS_NOATIME,
+    "nodiratime": syscalls.MS_NODIRATIME,
+    "relatime": syscalls.MS_RELATIME,
+    "strictatime": syscalls.MS_STRICTATIME,
+    "lazytime": syscalls.MS_LAZYTIME,
+}
+_HELPER_FLAGS = frozenset({"ro", "nosuid", "nodev", "noexec", "sync", "dirsync", "noatime"})
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """What is to be mounted. flags are names out of MOUNT_FLAGS; max_read in bytes, 0 for the kernel's choice."""
+
+    mountpoint: str
+    fsname: str
+    subtype: str = "passthrough"
+    flags: frozenset[str] = frozenset({"nosuid", "nodev"})
+    allow_other: bool = False
+    owner_only: bool = False  # with allow_other: the server lets in root and the one who mounted, nobody else
+    default_permissions: bool = True
+    max_read: int = 0
+    auto_unmount: bool = False
+    nonempty: bool = False
+
+
+@dataclass(slots=True)
+class Mounted:
+    """A mount of ours: the device descriptor, where it is, and what undoing it takes."""
+
+    fd: int
+    mountpoint: str
+    by_helper: bool
+    mount_id: int = 0
+    device: str = ""
+    keep: list[socket.socket] = field(default_factory=list)
+
+    def locate(self) -> None:
+        """Learn the mount's id and device number, by which it is told from others on the same path."""
+        found = mountinfo.top_mount(self.mountpoint)
+        if found is not None and found.is_fuse:
+            self.mount_id, self.device = found.id, found.device
+
+    def is_there(self) -> bool:
+        """Whether the mount is still in this namespace, whatever else was mounted since."""
+        found = mountinfo.mount_by_id(self.mount_id)
+        return found is not None and found.device == self.device
+
+
+def may_mount() -> bool:
+    """Whether mount(2) is ours to call: CAP_SYS_ADMIN in effect."""
+    return bool(syscalls.effective_capabilities() >> syscalls.CAP_SYS_ADMIN & 1)
+
+
+def check_mountpoint(path: str, source: str, *, nonempty: bool = False) -> str:
+    """The mount point as an absolute path without symlinks, or a UserError that says what is wrong with it."""
+    try:
+        real = os.path.realpath(path, strict=True)
+        status = os.stat(real)
+    except OSError as error:
+        raise _mountpoint_error(path, error) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{path}: the mount point is no directory; create one: mkdir -p", exitcodes.MOUNTPOINT)
+    if nonempty:
+        return real
+    mount = mountinfo.top_mount(real)
+    if mount is not None:
+        raise UserError(
+            f"{path}: already a mount point ({mount.fstype} from {mount.source}); unmount it first: "
+            f"umount {path}; or mount on top of it: -o nonempty",
+            exitcodes.MOUNTPOINT,
+        )
+    if not os.path.samefile(real, source) and not _is_empty(real):
+        raise UserError(
+            f"{path}: the directory is not empty, and a mount would hide what is in it; "
+            "choose an empty one, or say that it is meant: -o nonempty",
+            exitcodes.MOUNTPOINT,
+        )
+    return real
+
+
+def _mountpoint_error(path: str, error: OSError) -> UserError:
+    if error.errno == errno.ENOENT:
+        return UserError(f"{path}: the mount point does not exist; create it: mkdir -p {path}", exitcodes.MOUNTPOINT)
+    if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+        return UserError(
+            f"{path}: a dead mount is in the way, its daemon is gone; clear it: passthrough umount {path}",
+            exitcodes.MOUNTPOINT,
+        )
+    return UserError(f"{path}: cannot use the mount point: {error.strerror}", exitcodes.MOUNTPOINT)
+
+
+def _is_empty(path: str) -> bool:
+    try:
+        with os.scandir(path) as entries:
+            return next(entries, None) is None
+    except PermissionError:
+        return True  # not ours to see; mount(2) or fusermount3 decides
+
+
+def open_device() -> int:
+    """A fresh descriptor of /dev/fuse."""
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise UserError(f"{DEVICE} is missing: load the module (modprobe fuse)", exitcodes.NO_DEVICE) from error
+    except OSError as error:
+        raise UserError(f"{DEVICE}: {error.strerror}; as root: chmod 0666 {DEVICE}", exitcodes.NO_DEVICE) from error
+
+
+def mount(request: MountRequest) -> Mounted:
+    """Make the mount, by mount(2) or through fusermount3."""
+    mounted = _mount_directly(request) if may_mount() else _mount_by_helper(request)
+    mounted.locate()
+    return mounted
+
+
+def _mount_directly(request: MountRequest) -> Mounted:
+    fd = open_device()
+    words = [f"fd={fd}", "rootmode=40000", f"user_id={os.getuid()}", f"group_id={os.getgid()}"]
+    words += [name for name in ("default_permissions", "allow_other") if getattr(request, name)]
+    if request.max_read:
+        words.append(f"max_read={request.max_read}")
+    flags = 0
+    for name in request.flags:
+        flags |= MOUNT_FLAGS[name]
+    kind = f"fuse.{request.subtype}" if request.subtype else "fuse"
+    try:
+        syscalls.mount(
+            os.fsencode(request.fsname), os.fsencode(request.mountpoint), kind.encode(), flags, ",".join(words).encode()
+        )
+    except OSError as error:
+        os.close(fd)
+        raise _mount_error(request, error) from error
+    return Mounted(fd, request.mountpoint, by_helper=False)
+
+
+def _mount_error(request: MountRequest, error: OSError) -> UserError:
+    if error.errno == errno.ENODEV:
+        return UserError("the kernel has no FUSE: load the module (modprobe fuse)", exitcodes.KERNEL)
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return UserError(f"{request.mountpoint}: not allowed to mount here: {error.strerror}", exitcodes.PERMISSION)
+    return UserError(f"{request.mountpoint}: mount failed: {error.strerror}", exitcodes.MOUNT_FAILED)
+
+
+def helper_path() -> str | None:
+    """Where fusermount3 is, or None."""
+    return shutil.which("fusermount3") or shutil.which("fusermount3", path="/usr/bin:/bin")
+
+
+def _mount_by_helper(request: MountRequest) -> Mounted:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        command = [_need_helper(), "-o", _helper_options(request), "--", request.mountpoint]
+        environment = {**os.environ, "_FUSE_COMMFD": str(theirs.fileno())}
+        process = subprocess.Popen(
+            command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+    fd = _receive_descriptor(ours)
+    if fd is None:
+        ours.close()
+        _, errors = process.communicate()
+        raise _helper_error(request, errors.decode(errors="replace").strip())
+    mounted = Mounted(fd, request.mountpoint, by_helper=True)
+    if request.auto_unmount:
+        mounted.keep.append(ours)  # fusermount3 stays, and unmounts when this socket is closed, however we end
+        if process.stderr:
+            process.stderr.close()
+    else:
+        ours.close()
+        process.communicate()
+    return mounted
+
+
+def _need_helper() -> str:
+    path = helper_path()
+    if path is None:
+        raise UserError(
+            "an ordinary user mounts through fusermount3, which is not installed: apt install fuse3",
+            exitcodes.NO_HELPER,
+        )
+    return path
+
+
+def _helper_options(request: MountRequest) -> str:
+    words = sorted(request.flags & _HELPER_FLAGS)
+    words += [name for name in ("default_permissions", "allow_other", "auto_unmount") if getattr(request, name)]
+    if request.max_read:
+        words.append(f"max_read={request.max_read}")
+    words.append("fsname=" + _escape(request.fsname))
+    if request.subtype:
+        words.append("subtype=" + _escape(request.subtype))
+    return ",".join(words)
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace(",", "\\,")
+
+
+def _receive_descriptor(channel: socket.socket) -> int | None:
+    size = array.array("i").itemsize
+    _, ancillary, _, _ = channel.recvmsg(1, socket.CMSG_SPACE(size))
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fd = int.from_bytes(data[:size], "little")
+            os.set_inheritable(fd, False)
+            return fd
+    return None
+
+
+def _helper_error(request: MountRequest, text: str) -> UserError:
+    line = " ".join(text.split()) or "no reason given"
+    line = line.removeprefix("fusermount3: ")
+    if "user_allow_other" in line or "allow_other" in line:
+        return UserError("allow_other needs the line user_allow_other in /etc/fuse.conf", exitcodes.PERMISSION)
+    if DEVICE in line:
+        return UserError(f"{DEVICE}: {line}; as root: chmod 0666 {DEVICE}", exitcodes.NO_DEVICE)
+    if "ermi" in line or "user has no write access" in line or "not permitted" in line:
+        return UserError(f"{request.mountpoint}: not allowed to mount here: {line}", exitcodes.PERMISSION)
+    return UserError(f"{request.mountpoint}: mount failed: {line}", exitcodes.MOUNT_FAILED)
+
+
+def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> None:
+    """umount2(2), or fusermount3 -u. lazy detaches at once and ends when the last user does; force aborts as well.
+
+    OSError EBUSY where it is in use, EINVAL where nothing is mounted; UserError where fusermount3 refuses.
+    """
+    flags = syscalls.UMOUNT_NOFOLLOW
+    flags |= syscalls.MNT_DETACH if lazy else 0
+    flags |= syscalls.MNT_FORCE if force else 0
+    if may_mount():
+        syscalls.umount2(os.fsencode(mountpoint), flags)
+        return
+    command = [_need_helper(), "-u", *(["-z"] if lazy else []), "--", mountpoint]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if result.returncode:
+        line = " ".join(result.stderr.decode(errors="replace").split()).removeprefix("fusermount3: ")
+        if "busy" in line:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), mountpoint)
+        raise UserError(f"{mountpoint}: {line or 'fusermount3 failed'}", exitcodes.PERMISSION)

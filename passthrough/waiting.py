@@ -1,0 +1,97 @@
+"""Requests that wait: a thread each, so that no other request waits with them, and INTERRUPT ends them.
+
+A signal is the only thing that ends a blocking fcntl(2). It may come a moment before the thread enters the call, so it
+is sent again until the request is done. SIGURG is used because a process that has not prepared for it ignores it.
+"""
+
+import errno
+import logging
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from . import syscalls
+from .protocol.values import Context
+
+log = logging.getLogger(__name__)
+
+WAKE_SIGNAL = signal.SIGURG
+_RESEND_S = 0.01
+
+
+def install_wake_signal() -> None:
+    """Let WAKE_SIGNAL interrupt system calls of the thread that it is sent to. Main thread only."""
+    signal.signal(WAKE_SIGNAL, lambda number, frame: None)
+
+
+class _Waiter:
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
+        self.done = threading.Event()
+        self.thread: threading.Thread | None = None
+
+
+class Waiters:
+    """The requests that are waiting now. At most `limit` (ENOLCK beyond): a peer cannot make threads without end."""
+
+    def __init__(self, limit: int = 512) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._waiting: dict[int, _Waiter] = {}
+        self._early: deque[int] = deque(maxlen=limit)  # interrupts that overtook their request on another queue
+
+    def start(self, ctx: Context, work: Callable[[], int], answer: Callable[[int], None]) -> None:
+        """Run work in a thread of its own and give what it returns (0 or -errno) to answer. OSError ENOLCK if full."""
+        waiter = _Waiter(ctx)
+        with self._lock:
+            if len(self._waiting) >= self._limit:
+                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+            self._waiting[ctx.unique] = waiter
+            if ctx.unique in self._early:
+                self._early.remove(ctx.unique)
+                ctx.interrupted = True
+        waiter.thread = threading.Thread(target=self._run, args=(waiter, work, answer), name="waiting", daemon=True)
+        try:
+            waiter.thread.start()
+        except RuntimeError as error:  # no more threads to be had
+            with self._lock:
+                del self._waiting[ctx.unique]
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)) from error
+
+    def _run(self, waiter: _Waiter, work: Callable[[], int], answer: Callable[[int], None]) -> None:
+        result = work()
+        with self._lock:
+            del self._waiting[waiter.ctx.unique]
+        waiter.done.set()
+        answer(result)
+
+    def interrupt(self, unique: int) -> None:
+        """The caller of this request gave up."""
+        with self._lock:
+            waiter = self._waiting.get(unique)
+            if waiter is None:
+                self._early.append(unique)
+                return
+            if waiter.ctx.interrupted:
+                return
+            waiter.ctx.interrupted = True
+        threading.Thread(target=self._wake, args=(waiter,), name="interrupt", daemon=True).start()
+
+    @staticmethod
+    def _wake(waiter: _Waiter) -> None:
+        pid = os.getpid()
+        while not waiter.done.wait(_RESEND_S):
+            native = waiter.thread.native_id if waiter.thread else None
+            if native is not None and not waiter.done.is_set():
+                syscalls.tgkill(pid, native, WAKE_SIGNAL)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Interrupt all that wait, and wait for them (at most timeout seconds)."""
+        with self._lock:
+            waiters = list(self._waiting.values())
+        for waiter in waiters:
+            self.interrupt(waiter.ctx.unique)
+        for waiter in waiters:
+            waiter.done.wait(timeout)
