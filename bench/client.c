@@ -280,16 +280,16 @@ static const struct workload {
 	void (*warm)(struct job *);    /* NULL: -w means nothing */
 	int big;                       /* works on the big file, -d allowed */
 } WORKLOADS[] = {
-	{ "create", do_create, NULL, 0 },
-	{ "write4k", do_write4k, warm_files, 0 },
-	{ "stat", do_stat, warm_files, 0 },
-	{ "read4k", do_read4k, warm_files, 0 },
-	{ "readdirstat", do_readdirstat, NULL, 0 },
-	{ "unlink", do_unlink, warm_files, 0 },
-	{ "seqwrite", do_seqwrite, warm_memory, 1 },
-	{ "seqread", do_seqread, NULL, 1 },
-	{ "randread", do_randread, NULL, 1 },
-	{ "randwrite", do_randwrite, NULL, 1 },
+	{ "create",      do_create,       NULL,        0 },
+	{ "write4k",     do_write4k,      warm_files,  0 },
+	{ "stat",        do_stat,         warm_files,  0 },
+	{ "read4k",      do_read4k,       warm_files,  0 },
+	{ "readdirstat", do_readdirstat,  NULL,        0 },
+	{ "unlink",      do_unlink,       warm_files,  0 },
+	{ "seqwrite",    do_seqwrite,     warm_memory, 1 },
+	{ "seqread",     do_seqread,      NULL,        1 },
+	{ "randread",    do_randread,     NULL,        1 },
+	{ "randwrite",   do_randwrite,    NULL,        1 },
 	{ NULL, NULL, NULL, 0 },
 };
 

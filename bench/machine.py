@@ -28,7 +28,7 @@ def describe(caches_dropped: bool) -> Machine:
     return Machine(
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         cpu=_cpu_model(),
-        cpus=len(os.sched_getaffinity(0)),
+        cpus=os.cpu_count() or 1,
         kernel=platform.release(),
         python=platform.python_version(),
         libfuse=_libfuse(),

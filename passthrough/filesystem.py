@@ -63,7 +63,8 @@ class Notifier(Protocol):
     same directory: the kernel may hold the directory's lock until that request is answered.
     """
 
-    def notify(self, message: bytes) -> bool: ...
+    def notify(self, message: bytes) -> bool:
+        """Send a message; whether the kernel took it."""
 
 
 def unsupported() -> NoReturn:
@@ -201,9 +202,7 @@ class FileSystem:
         """One descriptor of this handle was closed: what close(2) must report is reported here."""
         unsupported()
 
-    def release(
-        self, ctx: Context, nodeid: int, fh: int, flags: int, release_flags: int, lock_owner: int
-    ) -> None:
+    def release(self, ctx: Context, nodeid: int, fh: int, flags: int, release_flags: int, lock_owner: int) -> None:
         """The last descriptor of this handle is gone. Its errors reach nobody."""
         unsupported()
 
@@ -237,7 +236,7 @@ class FileSystem:
     def ioctl(
         self, ctx: Context, nodeid: int, fh: int, cmd: int, arg: int, flags: int, data: bytes, out_size: int
     ) -> IoctlReply:
-        """A restricted ioctl: data is what the caller's buffer held, at most out_size bytes go back. ENOTTY if unknown."""
+        """A restricted ioctl: data is what the caller's buffer held, at most out_size bytes go back. ENOTTY else."""
         unsupported()
 
     def poll(self, ctx: Context, nodeid: int, fh: int, kh: int, flags: int, events: int) -> int:
@@ -270,9 +269,7 @@ class FileSystem:
         """
         unsupported()
 
-    def releasedir(
-        self, ctx: Context, nodeid: int, fh: int, flags: int, release_flags: int, lock_owner: int
-    ) -> None:
+    def releasedir(self, ctx: Context, nodeid: int, fh: int, flags: int, release_flags: int, lock_owner: int) -> None:
         """The directory handle is gone."""
         unsupported()
 
@@ -290,9 +287,7 @@ class FileSystem:
         """The whole value (at most 64 KiB); sizes and ERANGE are the server's. ENODATA where there is none."""
         unsupported()
 
-    def setxattr(
-        self, ctx: Context, nodeid: int, name: bytes, value: bytes, flags: int, setxattr_flags: int
-    ) -> None:
+    def setxattr(self, ctx: Context, nodeid: int, name: bytes, value: bytes, flags: int, setxattr_flags: int) -> None:
         """flags are XATTR_CREATE and XATTR_REPLACE; setxattr_flags FUSE_SETXATTR_ACL_KILL_SGID."""
         unsupported()
 
@@ -310,9 +305,7 @@ class FileSystem:
         """The first lock that would stand in the way, or one of type F_UNLCK."""
         unsupported()
 
-    def setlk(
-        self, ctx: Context, nodeid: int, fh: int, owner: int, lock: FileLock, lk_flags: int, wait: bool
-    ) -> None:
+    def setlk(self, ctx: Context, nodeid: int, fh: int, owner: int, lock: FileLock, lk_flags: int, wait: bool) -> None:
         """Set or clear a lock of `owner`; FUSE_LK_FLOCK: a flock(2) lock of the handle.
 
         wait=False: EAGAIN where another stands in the way. wait=True: in a thread of its own; wait for it, and raise

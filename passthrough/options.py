@@ -1,7 +1,7 @@
 """Every mount option: one row each, from which -o, the long options, --help and the man page's test derive.
 
-Rules of this file: no I/O. Options come as (word, value) pairs in the order of the command line, whether from -o or from
-a long option; the last one wins. Errors are UserErrors that name the option.
+Rules of this file: no I/O. Options come as (word, value) pairs in the order of the command line, whether from -o or
+from a long option; the last one wins. Errors are UserErrors that name the option.
 """
 
 import re
@@ -144,7 +144,11 @@ def _one_of(kind: type[Cache] | type[ReaddirPlus]) -> Callable[[str], Any]:
 OPTIONS: tuple[Option, ...] = (
     Option("ro", "ro", "Mount read-only; rw is the default."),
     Option("rw", "ro", value=False),
-    Option("allow_other", "allow_other", "Let other users in; an ordinary user needs user_allow_other in /etc/fuse.conf."),
+    Option(
+        "allow_other",
+        "allow_other",
+        "Let other users in; for an ordinary user /etc/fuse.conf must say user_allow_other.",
+    ),
     Option("allow_root", "allow_root", "Let root in besides the user who mounts; excludes allow_other."),
     Option(
         "default_permissions",
@@ -164,12 +168,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("sync", "sync", "Writes go through to the daemon before they return; async is the default."),
     Option("async", "sync", value=False),
     Option("fsname", "fsname", "The source that mount(8) and df show; default: SRC.", parse=_word, metavar="NAME"),
-    Option(
-        "subtype", "subtype", "The type shown is fuse.NAME; default: passthrough.", parse=_subtype, metavar="NAME"
-    ),
-    Option(
-        "max_read", "max_read", "The largest read request; default: as max_write.", parse=_bytes, metavar="BYTES"
-    ),
+    Option("subtype", "subtype", "The type shown is fuse.NAME; default: passthrough.", parse=_subtype, metavar="NAME"),
+    Option("max_read", "max_read", "The largest read request; default: as max_write.", parse=_bytes, metavar="BYTES"),
     Option("max_write", "max_write", "The largest write request; default: 1M.", parse=_bytes, metavar="BYTES"),
     Option(
         "cache",
@@ -282,13 +282,13 @@ def _value(option: Option, text: str | None) -> Any:
 def _check(options: MountOptions) -> None:
     """Options that contradict each other."""
     if options.allow_other and options.allow_root:
-        raise UserError("allow_other and allow_root exclude each other: allow_other lets root in as well", exitcodes.USAGE)
+        raise UserError("allow_other and allow_root exclude each other: allow_other lets root in too", exitcodes.USAGE)
     if options.writeback and options.cache in (Cache.NEVER, Cache.METADATA):
         raise UserError(
             f"writeback needs a page cache, and cache={options.cache.value} has none: cache=auto or always",
             exitcodes.USAGE,
         )
     if options.posix_acl and not options.xattr:
-        raise UserError("posix_acl and no_xattr exclude each other: access lists are extended attributes", exitcodes.USAGE)
+        raise UserError("posix_acl and no_xattr exclude each other: an access list is an xattr", exitcodes.USAGE)
     if options.posix_acl and not options.default_permissions:
         raise UserError("posix_acl and no_default_permissions exclude each other", exitcodes.USAGE)

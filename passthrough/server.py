@@ -18,7 +18,7 @@ from .protocol import constants as c
 from .protocol import structs as s
 from .protocol.dirents import put_dirents, put_dirents_plus
 from .protocol.errors import RequestError
-from .protocol.negotiation import Agreement, MissingFeature, VersionError, Wishes, negotiate, put_init, read_init
+from .protocol.negotiation import Agreement, FeatureError, VersionError, Wishes, negotiate, put_init, read_init
 from .protocol.operations import BY_NAME, BY_OPCODE, OPCODE_LIMIT, OPERATIONS, Operation, Out
 from .protocol.replies import encoder, join_names, put_ioctl, put_text, put_xattr
 from .protocol.requests import Header, decoder, read_forgets, read_groups, split_name
@@ -51,11 +51,18 @@ def _fail(number: int) -> OSError:
     return OSError(number, strerror(number))
 
 
+def _negative(error: OSError) -> int:
+    """-errno as the kernel takes it; an OSError may carry no number (None, a word) or one out of range."""
+    number = error.errno
+    return -number if isinstance(number, int) and 0 < number < ERRNO_LIMIT else -errno.EIO
+
+
 class Server:
     """Serves one FileSystem to one session. Thread-safe: queues call handle side by side.
 
     owner, where given, is the one uid besides root that is served (allow_root): others get EACCES, but for what they
-    may do with files that they already hold. on_init is called once the agreement stands; failure then says why a session could not begin.
+    may do with files that they already hold. on_init is called once the agreement stands, or cannot be had: failure
+    then says why.
     """
 
     def __init__(
@@ -101,7 +108,7 @@ class Server:
         """A request in pieces: the opcode's struct in args, names and extensions in payload, WRITE's data in data."""
         size, call = self._calls[header.opcode] if header.opcode < OPCODE_LIMIT else _UNKNOWN
         if len(args) < size:
-            return self._malformed(header, f"{len(args)} bytes of arguments where {size} are due")
+            payload_size = -1  # it ends before its struct does: refused as in one buffer
         return self._run(call, header, args, 0, payload, 0, payload_size, channel, data)
 
     def _run(
@@ -119,20 +126,20 @@ class Server:
         ctx = Context(header.unique, header.uid, header.gid, header.pid)
         extensions = header.total_extlen * 8
         end -= extensions
-        if end < start:
-            return self._malformed(header, f"{header.len} bytes are too few")
         if self._debug:
-            self._debug(trace.request_line(header, args, at, payload, start, end))
+            size = self._calls[header.opcode][0] if header.opcode < OPCODE_LIMIT else 0
+            self._debug(trace.request_line(header, size, args, at, payload, start, end))
         result: int | None
         try:
+            if end < start:
+                raise RequestError(f"{header.len} bytes are too few")
             if self._owner is not None and header.uid not in (0, self._owner) and header.opcode not in _ANYBODY:
                 raise _fail(errno.EACCES)
             if extensions:
                 ctx.groups = read_groups(payload, end, end + extensions)
             result = call(ctx, header.nodeid, args, at, payload, start, end, channel, data)
         except OSError as error:
-            number = error.errno or errno.EIO
-            result = -number if 0 < number < ERRNO_LIMIT else -errno.EIO
+            result = _negative(error)
         except RequestError as error:
             result = self._malformed(header, str(error))
         except MemoryError:
@@ -169,7 +176,7 @@ class Server:
         offer = read_init(args, at, available)
         try:
             agreement = negotiate(offer, self._wishes)
-        except (VersionError, MissingFeature) as error:
+        except (VersionError, FeatureError) as error:
             self.failure = str(error)
             self._on_init()
             raise _fail(errno.EPROTO) from error
@@ -180,18 +187,25 @@ class Server:
     def _begin(self, agreement: Agreement) -> None:
         if self.agreement is not None:
             self._end()
+        try:
+            self._fs.init(agreement, self._notifier)
+        except Exception as error:
+            self.failure = f"the file system could not begin: {error}"
+            self._on_init()
+            raise
         self.agreement = agreement
-        self._fs.init(agreement, self._notifier)
+        self.failure = None
         self._calls = self._table(agreement)
         self._on_init()
 
     def _end(self) -> None:
         self._calls = self._before
         self.agreement = None
+        self._waiters.close()
+        self._waiters = Waiters()
         self._fs.destroy()
 
     def _destroy(self, *_: Any) -> int:
-        self._waiters.close()
         self._end()
         return 0
 
@@ -201,7 +215,6 @@ class Server:
 
     def close(self) -> None:
         """The door is shut (unmounted, aborted): end what waits and tell the file system, if DESTROY did not."""
-        self._waiters.close()
         if self.agreement is not None:
             self._end()
 
@@ -210,7 +223,7 @@ class Server:
     def _table(self, agreement: Agreement) -> list[tuple[int, Call]]:
         """For each opcode how many bytes of arguments it has and what to call: made once per session."""
         table = [_UNKNOWN] * OPCODE_LIMIT
-        special = {
+        special: dict[str, tuple[int, Call]] = {
             "init": (0, self._init),
             "destroy": (0, self._destroy),
             "interrupt": (s.FUSE_INTERRUPT_IN.size, self._interrupt),
@@ -235,9 +248,7 @@ class Server:
             return size, partial(_setlkw, fs, self._waiters)
         return size, _plain(operation, getattr(fs, _METHODS.get(name, name)), _ADAPT.get(name))
 
-    def _interrupt(
-        self, ctx: Context, nodeid: int, args: memoryview, at: int, *_: Any
-    ) -> None:
+    def _interrupt(self, ctx: Context, nodeid: int, args: memoryview, at: int, *_: Any) -> None:
         (unique,) = s.FUSE_INTERRUPT_IN.struct.unpack_from(args, at)
         self._waiters.interrupt(unique)
 
@@ -263,6 +274,7 @@ _ANYBODY = _NO_REPLY | {
     for name in ("init", "read", "write", "flush", "fsync", "release", "readdir", "fsyncdir", "releasedir", "destroy")
 }
 _UNSERVED = frozenset({"setupmapping", "removemapping", "notify_reply"})  # DAX windows and RETRIEVE: nothing asks
+_COPY_LIMIT = 0xFFFFF000  # UINT_MAX & PAGE_MASK, as fuse_copy_file_range has it since COPY_FILE_RANGE_64
 _METHODS = {"rename": "rename2", "copy_file_range_64": "copy_file_range"}
 
 
@@ -311,6 +323,8 @@ _ADAPT: dict[str, Callable[..., tuple[Any, ...]]] = {
     "statx": _fh_if_asked,
     "setattr": lambda *values: (SetAttr._make(values),),
     "rename": lambda name, newname, newdir: (name, newname, newdir, 0),
+    # The reply has 32 bits, and kernels before 6.18 ask for any length.
+    "copy_file_range": lambda *values: (*values[:5], min(values[5], _COPY_LIMIT), values[6]),
     "getlk": lambda fh, owner, start, end, kind, pid, flags: (fh, owner, FileLock(start, end, kind, pid), flags),
     "setlk": lambda fh, owner, start, end, kind, pid, flags: (fh, owner, FileLock(start, end, kind, pid), flags, False),
 }
@@ -445,7 +459,7 @@ def _ioctl(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
         ctx: Context, nodeid: int, args: memoryview, at: int, payload: memoryview, start: int, end: int, *rest: Any
     ) -> int:
         fh, flags, cmd, arg, in_size, out_size = unpack(args, at)
-        if in_size != end - start or out_size > limit:
+        if in_size != end - start or out_size + s.FUSE_IOCTL_OUT.size > limit:
             raise RequestError(f"IOCTL of {in_size} bytes brings {end - start}, takes {out_size}")
         reply = fs.ioctl(ctx, nodeid, fh, cmd, arg, flags, bytes(payload[start:end]), out_size)
         return put_ioctl(rest[0].body, reply, out_size)
@@ -479,7 +493,9 @@ def _setlkw(
         try:
             fs.setlk(ctx, nodeid, fh, owner, lock, flags, True)
         except OSError as error:
-            return -(error.errno or errno.EIO)
+            return _negative(error)
+        except MemoryError:
+            return -errno.ENOMEM
         except Exception:
             log.exception("a bug of ours: SETLKW failed, the caller gets EIO")
             return -errno.EIO

@@ -99,7 +99,8 @@ _unpack_statx = Struct("=IIQIIIH2xQQQQ" + "qI4x" * 4 + "IIIIQ").unpack_from
 
 def statx(dirfd: int, path: bytes, flags: int, mask: int) -> tuple[int, ...]:
     """statx(2) as its fields in order: mask blksize attributes nlink uid gid mode ino size blocks attributes_mask, then
-    seconds and ns of atime, btime, ctime and mtime, then major and minor of rdev and of dev, then mnt_id (Linux 5.8)."""
+    seconds and ns of atime, btime, ctime and mtime, then major and minor of rdev and of dev, then mnt_id (Linux 5.8).
+    """
     scratch = _scratch
     if _statx(dirfd, path, flags, mask, scratch.statx_address) < 0:
         raise _error(path)
@@ -128,7 +129,7 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 def utimensat(dirfd: int, path: bytes | None, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
-    """utimensat(2), a final magic link followed; times are (s, ns), ns also UTIME_NOW or UTIME_OMIT. None: dirfd itself."""
+    """utimensat(2), a final magic link followed; times are (s, ns), ns also UTIME_NOW or UTIME_OMIT."""
     if _utimensat(dirfd, path, _pack_times(*atime, *mtime), 0) < 0:
         raise _error(path)
 

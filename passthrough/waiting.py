@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -29,23 +30,32 @@ def install_wake_signal() -> None:
 class _Waiter:
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
-        self.done = threading.Event()
+        self.done = threading.Event()  # the work is over: no more signals
+        self.answered = threading.Event()
         self.thread: threading.Thread | None = None
 
 
 class Waiters:
-    """The requests that are waiting now. At most `limit` (ENOLCK beyond): a peer cannot make threads without end."""
+    """A session's requests that are waiting now.
+
+    At most `limit` (ENOLCK beyond), and no number twice: a peer cannot make threads without end.
+    """
 
     def __init__(self, limit: int = 512) -> None:
         self._limit = limit
         self._lock = threading.Lock()
         self._waiting: dict[int, _Waiter] = {}
+        self._closed = False
         self._early: deque[int] = deque(maxlen=limit)  # interrupts that overtook their request on another queue
 
     def start(self, ctx: Context, work: Callable[[], int], answer: Callable[[int], None]) -> None:
         """Run work in a thread of its own and give what it returns (0 or -errno) to answer. OSError ENOLCK if full."""
         waiter = _Waiter(ctx)
         with self._lock:
+            if self._closed:  # it came while the session ended
+                raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+            if ctx.unique in self._waiting:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
             if len(self._waiting) >= self._limit:
                 raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
             self._waiting[ctx.unique] = waiter
@@ -62,10 +72,13 @@ class Waiters:
 
     def _run(self, waiter: _Waiter, work: Callable[[], int], answer: Callable[[int], None]) -> None:
         result = work()
-        with self._lock:
-            del self._waiting[waiter.ctx.unique]
         waiter.done.set()
-        answer(result)
+        try:
+            answer(result)
+        finally:
+            with self._lock:
+                del self._waiting[waiter.ctx.unique]
+            waiter.answered.set()
 
     def interrupt(self, unique: int) -> None:
         """The caller of this request gave up."""
@@ -88,10 +101,12 @@ class Waiters:
                 syscalls.tgkill(pid, native, WAKE_SIGNAL)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Interrupt all that wait, and wait for them (at most timeout seconds)."""
+        """For good: interrupt all that wait, and wait until they are answered (at most timeout seconds in all)."""
         with self._lock:
+            self._closed = True
             waiters = list(self._waiting.values())
         for waiter in waiters:
             self.interrupt(waiter.ctx.unique)
+        deadline = time.monotonic() + timeout
         for waiter in waiters:
-            waiter.done.wait(timeout)
+            waiter.answered.wait(max(0.0, deadline - time.monotonic()))

@@ -10,8 +10,6 @@ from ..options import collect
 from . import parser
 
 
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own) and return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -78,10 +78,8 @@ def _within_rights(options: MountOptions) -> MountOptions:
     if (options.allow_other or options.allow_root) and not _user_allow_other():
         left_out.append(f"allow_other (root can allow it: the line user_allow_other in {_FUSE_CONF})")
         options = replace(options, allow_other=False, allow_root=False)
-    for word in ("suid", "dev"):
-        if getattr(options, word):
-            left_out.append(f"{word} (root alone may have it)")
-            options = replace(options, **{word: False})
+    left_out += [f"{word} (root alone may have it)" for word in ("suid", "dev") if getattr(options, word)]
+    options = replace(options, suid=False, dev=False)
     if left_out:
         print("passthrough: left out for an ordinary user: " + ", ".join(left_out), file=sys.stderr)
     return options

@@ -47,20 +47,25 @@ def put_dirents_plus(
     """
     size = min(size, len(body))
     position = 0
-    for (name, ino, off, kind), entry in entries:
-        namelen = len(name)
-        end = position + ((_ENTRY + _DIRENT + namelen + 7) & ~7)
-        if end > size:
-            return position, entry
-        if entry is None:
-            body[position : position + _ENTRY] = _NO_ENTRY
-        else:
-            put_entry(body, entry, position)
-        position += _ENTRY
-        _pack_dirent(body, position, ino, off, namelen, kind)
-        position += _DIRENT
-        body[position:end] = name + _PADDING[: end - position - namelen]
-        position = end
+    try:
+        for (name, ino, off, kind), entry in entries:
+            namelen = len(name)
+            end = position + ((_ENTRY + _DIRENT + namelen + 7) & ~7)
+            if end > size:
+                return position, entry
+            if entry is None:
+                body[position : position + _ENTRY] = _NO_ENTRY
+            else:
+                put_entry(body, entry, position)
+            position += _ENTRY
+            _pack_dirent(body, position, ino, off, namelen, kind)
+            position += _DIRENT
+            body[position:end] = name + _PADDING[: end - position - namelen]
+            position = end
+    except OSError:
+        if position == 0:
+            raise
+        # The entries packed so far have been looked up: they go out, and the next request meets the error.
     return position, None
 
 

@@ -24,7 +24,7 @@ class VersionError(Exception):
     """The peer's version is one that we do not serve: it gets EPROTO and the mount ends with this sentence."""
 
 
-class MissingFeature(Exception):
+class FeatureError(Exception):
     """Something that must not be silently left out was not offered: it gets EPROTO and the mount ends with this."""
 
 
@@ -83,7 +83,7 @@ def read_init(args: memoryview, at: int, available: int) -> InitIn:
 def negotiate(offer: InitIn, wishes: Wishes) -> Agreement | None:
     """The agreement, or None where the peer's major is larger and it must ask again.
 
-    Raises VersionError and MissingFeature.
+    Raises VersionError and FeatureError.
     """
     if offer.major > c.FUSE_KERNEL_VERSION:
         return None
@@ -94,7 +94,7 @@ def negotiate(offer: InitIn, wishes: Wishes) -> Agreement | None:
         )
     missing = wishes.required & ~offer.flags
     if missing:
-        raise MissingFeature("the kernel does not offer " + " ".join(flag_names(missing)))
+        raise FeatureError("the kernel does not offer " + " ".join(flag_names(missing)))
     flags = offer.flags & (wishes.flags | wishes.required | c.FUSE_INIT_EXT)
     max_write = max(wishes.max_write, PAGE_SIZE)
     if not flags & c.FUSE_MAX_PAGES:

@@ -7,7 +7,6 @@ the transport puts fuse_out_header in front. A value that does not fit its field
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .errors import RequestError
 from .operations import Operation, Out
 from .structs import (
     FUSE_ATTR_OUT,
@@ -105,9 +104,9 @@ def put_xattr(body: memoryview, value: bytes, size: int) -> int:
 
 
 def put_ioctl(body: memoryview, reply: IoctlReply, out_size: int) -> int:
-    """fuse_ioctl_out and the caller's bytes. RequestError where they are more than the caller takes."""
+    """fuse_ioctl_out and the caller's bytes, which may not be more than the caller takes."""
     if len(reply.data) > out_size:
-        raise RequestError(f"an ioctl takes {out_size} bytes, {len(reply.data)} are due")
+        raise ValueError(f"an ioctl's caller takes {out_size} bytes, not {len(reply.data)}")
     FUSE_IOCTL_OUT.struct.pack_into(body, 0, reply.result, 0, 0, 0)
     end = FUSE_IOCTL_OUT.size + len(reply.data)
     body[FUSE_IOCTL_OUT.size : end] = reply.data

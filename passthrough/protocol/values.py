@@ -158,7 +158,7 @@ class SetAttr(NamedTuple):
 
 
 class FileLock(NamedTuple):
-    """fuse_file_lock: start and end in bytes, both inclusive (end 2^63-1: to the end), type F_RDLCK, F_WRLCK, F_UNLCK."""
+    """fuse_file_lock: start and end in bytes, inclusive (end 2^63-1: to the end); type F_RDLCK, F_WRLCK or F_UNLCK."""
 
     start: int
     end: int

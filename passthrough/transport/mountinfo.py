@@ -28,8 +28,7 @@ class Mount(NamedTuple):
 
 
 def _unescape(text: str) -> str:
-    raw = _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
-    return raw
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
 
 
 def mounts() -> Iterator[Mount]:

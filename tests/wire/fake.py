@@ -148,7 +148,9 @@ class FakeFileSystem(FileSystem):
     def batch_forget(self, forgets: Any) -> None:
         self.give("batch_forget", list(forgets))
 
-    def write(self, ctx: Context, nodeid: int, fh: int, offset: int, data: Buffers, write_flags: int, flags: int) -> int:
+    def write(
+        self, ctx: Context, nodeid: int, fh: int, offset: int, data: Buffers, write_flags: int, flags: int
+    ) -> int:
         self.contexts.append(ctx)
         # The buffers live as long as the call: keep what they held, each by itself.
         return int(self.give("write", nodeid, fh, offset, [bytes(part) for part in data], write_flags, flags))

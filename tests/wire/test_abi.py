@@ -36,7 +36,9 @@ HEADER_STRUCTS = {row.name: int(row.size) for row in ABI if row.kind == "struct"
 HEADER_FIELDS = [row for row in ABI if row.kind == "field" and row.name in HEADER_STRUCTS]
 HEADER_CONSTANTS = {row.name: int(row.value, 0) for row in ABI if row.kind in ("const", "opcode")}
 
-LAYOUTS = {value.name: value for name, value in vars(structs).items() if isinstance(value, Layout) and "COMPAT" not in name}
+LAYOUTS = {
+    value.name: value for name, value in vars(structs).items() if isinstance(value, Layout) and "COMPAT" not in name
+}
 
 # Fields that are structs themselves: our rows hold the inner struct's fields in its place.
 NESTED = {
@@ -90,7 +92,7 @@ def _expected(name: str) -> list[tuple[str, int, int]]:
     return found
 
 
-def _ours(layout: Layout) -> list[tuple[str, int, int]]:
+def fields(layout: Layout) -> list[tuple[str, int, int]]:
     """Our fields as (name, offset, size), read from the format without the help of Layout.offsets."""
     names = iter(layout.fields)
     found = []
@@ -118,13 +120,13 @@ def test_struct_size(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(HEADER_STRUCTS))
 def test_struct_fields(name: str) -> None:
-    assert _ours(LAYOUTS[name]) == _expected(name)
+    assert fields(LAYOUTS[name]) == _expected(name)
 
 
 @pytest.mark.parametrize("name", sorted(HEADER_STRUCTS))
 def test_offsets_are_what_the_format_says(name: str) -> None:
     layout = LAYOUTS[name]
-    assert layout.offsets() == {field: offset for field, offset, _ in _ours(layout)}
+    assert layout.offsets() == {field: offset for field, offset, _ in fields(layout)}
 
 
 def test_compat_setxattr_is_the_head_of_the_new_one() -> None:
@@ -158,7 +160,7 @@ def test_every_row_is_an_opcode_and_every_exemption_is_needed() -> None:
 
 def test_no_opcode_and_no_name_comes_twice() -> None:
     assert len(BY_OPCODE) == len(BY_NAME) == len(OPERATIONS)
-    assert OPCODE_LIMIT == 1 + max(row.opcode for row in OPERATIONS)
+    assert 1 + max(row.opcode for row in OPERATIONS) == OPCODE_LIMIT
 
 
 @pytest.mark.parametrize("row", OPERATIONS, ids=lambda row: row.name)

@@ -10,7 +10,6 @@ from passthrough.filesystem import FileSystem
 from passthrough.protocol.operations import BY_OPCODE, OPERATIONS
 from passthrough.protocol.values import Attr, FileRange, decode_dev, encode_dev
 from passthrough.server import Server
-
 from tests.wire.exchanges import EXCHANGES, UNIQUE, Exchange, unhex
 from tests.wire.fake import FakeChannel, FakeFileSystem, request, serve, serve_split, serving
 

@@ -1,4 +1,4 @@
-"""Short, lying and impossible requests: an errno for that request, no call, no exception, and the next one is served."""
+"""Short, lying and impossible requests: an errno for that request, no call, no exception; the next is served."""
 
 import errno
 import logging
@@ -218,12 +218,11 @@ def test_batch_forget_of_nothing(server: Server, fs: FakeFileSystem) -> None:
     assert fs.calls == [("batch_forget", ([],))]
 
 
-@pytest.mark.parametrize("size", [0, 4, 6, 0x100000005, 0x7FFFFFFF, 0xFFFFFFFF])
+# 2^32-7 and 2^32-2 are what a sum in 32 bits would take for 0 and 5: the name has 7 bytes.
+@pytest.mark.parametrize("size", [0, 4, 6, 0x7FFFFFFF, 2**32 - 7, 2**32 - 2, 2**32 - 1])
 def test_setxattr_size_that_lies(
     size: int, server: Server, fs: FakeFileSystem, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if size > 0xFFFFFFFF:  # a sum that would overflow 32 bits: the name's length added to a size near 2^32
-        size = 2**32 - len(b"user.k\0")
     _refused(server, fs, caplog, request(21, struct.pack("=IIII", size, 0, 0, 0) + b"user.k\0value"))
 
 
@@ -258,6 +257,21 @@ def test_ioctl_sizes_that_lie(
 def test_ioctl_that_fills_a_reply(server: Server, fs: FakeFileSystem) -> None:
     fs.results["ioctl"] = IoctlReply(0, b"x" * (BODY_SIZE - 16))
     assert handle(server, request(39, struct.pack("=QIIQII", 5, 0, 1, 0, 0, BODY_SIZE - 16))) == BODY_SIZE
+
+
+@pytest.mark.parametrize(
+    ("opcode", "asked"),
+    [(47, [2**32 - 4096, 2**32 - 4096, 7]), (53, [2**64 - 1, 2**32, 7])],
+    ids=["32 bits", "64 bits"],
+)
+def test_a_copy_is_no_longer_than_its_reply_can_tell(
+    opcode: int, asked: list[int], server: Server, fs: FakeFileSystem
+) -> None:
+    """COPY_FILE_RANGE answers with 32 bits, but kernels before 6.18 pass on any length."""
+    for length in (2**64 - 1, 2**32, 7):
+        fs.results["copy_file_range"] = min(length, 2**32 - 4096)
+        assert handle(server, request(opcode, struct.pack("=7Q", 5, 0, 0x23, 6, 0, length, 0))) == 8
+    assert [call[1][6] for call in fs.calls] == asked
 
 
 # Extensions
@@ -370,7 +384,10 @@ def test_destroy_before_init(fs: FakeFileSystem) -> None:
 
 # A file system that fails
 
-@pytest.mark.parametrize("wrong", [ValueError("oops"), KeyError(1), RecursionError(), OverflowError(), struct.error()], ids=repr)
+
+@pytest.mark.parametrize(
+    "wrong", [ValueError("oops"), KeyError(1), RecursionError(), OverflowError(), struct.error()], ids=repr
+)
 @pytest.mark.parametrize("name", ["lookup", "read", "readdirplus", "getxattr", "setlkw without a wait"])
 def test_a_bug_in_a_method_is_eio_and_one_traceback(
     wrong: Exception, name: str, server: Server, fs: FakeFileSystem, caplog: pytest.LogCaptureFixture

@@ -128,6 +128,14 @@ def test_an_old_peer_is_refused(session: Session, offer: str, version: str) -> N
     assert handle(session.server, request(1, b"name\0")) == -EIO
 
 
+def test_a_peer_that_was_refused_may_come_back(session: Session) -> None:
+    """A guest that boots another kernel: what was wrong with the first is wrong no more."""
+    serve(session.server, unhex(INIT_7_26))
+    assert serve(session.server, unhex(INIT_4_18)) == unhex(AGREED_4_18)
+    assert session.server.failure is None
+    assert session.inits == 2
+
+
 def test_a_newer_major_gets_ours_alone_and_asks_again(session: Session) -> None:
     assert serve(session.server, unhex(INIT_8_0)) == unhex(f"50000000 00000000 {UNIQUE} 07000000 2d000000 {'00' * 56}")
     assert (session.server.agreement, session.inits, session.fs.session) == (None, 0, [])
@@ -171,7 +179,9 @@ def test_a_file_system_that_cannot_begin_is_a_failure(fs: FakeFileSystem, monkey
     assert fs.session == []
 
 
-def test_the_file_system_gets_the_agreement_and_the_notifier(monkeypatch: pytest.MonkeyPatch, fs: FakeFileSystem) -> None:
+def test_the_file_system_gets_the_agreement_and_the_notifier(
+    monkeypatch: pytest.MonkeyPatch, fs: FakeFileSystem
+) -> None:
     class Bell:
         def notify(self, message: bytes) -> bool:
             return True
@@ -274,6 +284,8 @@ NOTIFICATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("message", "expected"), [row[1:] for row in NOTIFICATIONS], ids=[row[0] for row in NOTIFICATIONS])
+@pytest.mark.parametrize(
+    ("message", "expected"), [row[1:] for row in NOTIFICATIONS], ids=[row[0] for row in NOTIFICATIONS]
+)
 def test_notification(message: bytes, expected: str) -> None:
     assert message == unhex(expected)

@@ -57,9 +57,7 @@ class Data(TreeBase):
         release_locks(handle.inode, lock_owner)
         os.close(os.dup(handle.fd))
 
-    def release(
-        self, ctx: Context, nodeid: int, fh: int, flags: int, release_flags: int, lock_owner: int
-    ) -> None:
+    def release(self, ctx: Context, nodeid: int, fh: int, flags: int, release_flags: int, lock_owner: int) -> None:
         """The descriptor is closed when the last request that uses it is done; flock locks go with it."""
         self.files.pop(fh, nodeid)
 
@@ -79,7 +77,8 @@ class Data(TreeBase):
 
     def lseek(self, ctx: Context, nodeid: int, fh: int, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE."""
-        return os.lseek(self.files.get(fh, nodeid).fd, *_signed(offset), whence)
+        (position,) = _signed(offset)
+        return os.lseek(self.files.get(fh, nodeid).fd, position, whence)
 
     def copy_file_range(
         self,

@@ -55,9 +55,7 @@ class Directories(TreeBase):
                     pass
             yield dirent, entry
 
-    def releasedir(
-        self, ctx: Context, nodeid: int, fh: int, flags: int, release_flags: int, lock_owner: int
-    ) -> None:
+    def releasedir(self, ctx: Context, nodeid: int, fh: int, flags: int, release_flags: int, lock_owner: int) -> None:
         """The handle goes."""
         self.dirs.pop(fh, nodeid)
 

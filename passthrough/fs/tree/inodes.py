@@ -85,7 +85,7 @@ class InodeMap:
             return inode
 
     def add(self, fd: int, key: Key, kind: int, ino_mask: int) -> Inode:
-        """Remember the inode behind fd (which is taken over), one lookup counted; another thread may have been first."""
+        """Remember the inode behind fd (which is taken over), one lookup counted; another may have been first."""
         with self._lock:
             inode = self._by_key.get(key)
             if inode is not None:

@@ -74,7 +74,8 @@ class Janitor:
         try:
             path = os.readlink(os.fsencode(self._tree.proc_path(inode)))
             parent, name = os.path.split(path)
-            st = syscalls.statx(-1, parent, syscalls.AT_SYMLINK_NOFOLLOW, syscalls.STATX_BASIC_STATS | syscalls.STATX_MNT_ID)
+            mask = syscalls.STATX_BASIC_STATS | syscalls.STATX_MNT_ID
+            st = syscalls.statx(-1, parent, syscalls.AT_SYMLINK_NOFOLLOW, mask)
         except OSError:
             return
         known = self._tree.inodes.known((st[7], st[21], st[22], st[23]))

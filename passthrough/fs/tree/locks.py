@@ -77,9 +77,7 @@ class Locks(TreeBase):
                 return file.pid
         return 0
 
-    def setlk(
-        self, ctx: Context, nodeid: int, fh: int, owner: int, lock: FileLock, lk_flags: int, wait: bool
-    ) -> None:
+    def setlk(self, ctx: Context, nodeid: int, fh: int, owner: int, lock: FileLock, lk_flags: int, wait: bool) -> None:
         """Set or clear; a waiting one ends with EINTR when the caller gives up."""
         handle = self.files.get(fh, nodeid)
         if lk_flags & c.FUSE_LK_FLOCK:

@@ -22,9 +22,7 @@ class Xattrs(TreeBase):
         """The value."""
         return os.getxattr(self._path(nodeid, name), name)
 
-    def setxattr(
-        self, ctx: Context, nodeid: int, name: bytes, value: bytes, flags: int, setxattr_flags: int
-    ) -> None:
+    def setxattr(self, ctx: Context, nodeid: int, name: bytes, value: bytes, flags: int, setxattr_flags: int) -> None:
         """Set; an access list may cost the SGID bit, which the kernel then asks for."""
         path = self._path(nodeid, name)
         with self.credentials.killing_privileges(setxattr_flags & c.FUSE_SETXATTR_ACL_KILL_SGID):

@@ -1,0 +1,78 @@
+# sudo make mount SRC=DIR MNT=DIR   install what is missing, and mount
+# sudo make test                    install what the tests need as well, and run every check
+# sudo make install                 put `passthrough` on the PATH, for good
+#
+# The virtual environment sits on the system's own python3 with --system-site-packages: python3-cap-ng, python3-prctl,
+# python3-llfuse, python3-seccomp and python3-libnbd come from Debian, and the first from nowhere else.
+
+PYTHON ?= /usr/bin/python3
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib/passthrough
+SBINDIR ?= /sbin
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+
+RUN_PACKAGES := fuse3 python3-venv python3-cap-ng python3-prctl python3-llfuse python3-seccomp python3-libnbd
+TEST_PACKAGES := acl attr btrfs-progs e2fsprogs fio gcc git libc6-dev libfuse3-dev make man-db mount passwd pkg-config \
+	rsync sqlite3 util-linux xfsprogs
+
+export DEBIAN_FRONTEND := noninteractive
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+# The packages of a list that are not installed.
+missing = $(shell for package in $(1); do \
+	dpkg-query -W -f='$${db:Status-Status}\n' $$package 2>/dev/null | grep -qx installed || echo $$package; done)
+# Install those, once the lists are there, saying so.
+install_missing = @set -e; packages="$(strip $(call missing,$(1)))"; if [ -n "$$packages" ]; then \
+	echo "installing: $$packages" >&2; \
+	apt-get -qq update && apt-get -qq install -y --no-install-recommends $$packages >/dev/null; fi
+
+.PHONY: help mount umount test bench install uninstall clean
+help:
+	@sed -n 's/^# \(sudo make\)/\1/p' Makefile
+
+mount: $(VENV)/run.stamp
+	@[ -n "$(SRC)" ] && [ -n "$(MNT)" ] || { echo "usage: sudo make mount SRC=DIR MNT=DIR [OPTIONS='-o ...']" >&2; exit 1; }
+	@$(BIN)/passthrough mount $(OPTIONS) "$(SRC)" "$(MNT)"
+	@echo "mounted: $(SRC) on $(MNT)"
+	@echo "unmount: sudo umount $(MNT)"
+
+umount:
+	@$(BIN)/passthrough umount "$(MNT)"
+
+test: $(VENV)/test.stamp
+	@$(BIN)/python -m pytest $(TESTS)
+
+bench: $(VENV)/test.stamp
+	@$(BIN)/python -m bench.run $(BENCH)
+
+$(VENV)/run.stamp: Makefile setup.cfg setup.py
+	$(call install_missing,$(RUN_PACKAGES))
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv --system-site-packages $(VENV)
+	@$(BIN)/pip -q install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/run.stamp
+	$(call install_missing,$(TEST_PACKAGES))
+	@$(BIN)/pip -q install --no-build-isolation --editable '.[test]'
+	@touch $@
+
+install:
+	$(call install_missing,$(RUN_PACKAGES))
+	@[ -x $(LIBDIR)/bin/python ] || $(PYTHON) -m venv --system-site-packages $(LIBDIR)
+	@$(LIBDIR)/bin/pip -q install --no-build-isolation --no-deps --force-reinstall .
+	@install -d $(PREFIX)/bin $(PREFIX)/share/man/man1
+	@ln -sf $(LIBDIR)/bin/passthrough $(PREFIX)/bin/passthrough
+	@ln -sf $(LIBDIR)/bin/mount.fuse.passthrough $(SBINDIR)/mount.fuse.passthrough
+	@install -m 644 man/*.1 $(PREFIX)/share/man/man1/
+	@rm -rf build
+	@echo "installed: $(PREFIX)/bin/passthrough, $(SBINDIR)/mount.fuse.passthrough, the man pages"
+
+uninstall:
+	@rm -rf $(LIBDIR) $(PREFIX)/bin/passthrough $(SBINDIR)/mount.fuse.passthrough
+	@for page in man/*.1; do rm -f $(PREFIX)/share/man/man1/$$(basename $$page); done
+
+clean:
+	@rm -rf $(VENV) build *.egg-info .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,169 @@
+"""Mounts for tests: made by the real command, cleared whatever happens, conditions waited for instead of time.
+
+Rules: every mount is made through `Harness.mount`, which remembers it; `Harness.close` (called by the fixture, also when
+a test failed) unmounts all of them, ends the daemons that it started, and complains about one that would not go.
+"""
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = (sys.executable, "-m", "passthrough")
+TIMEOUT_S = 60.0
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = TIMEOUT_S) -> None:
+    """Poll a condition that nothing announces; AssertionError naming it after timeout seconds."""
+    end = time.monotonic() + timeout
+    pause = select.poll()
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"never came true: {what}")
+        pause.poll(5)
+
+
+def run(*words: str | os.PathLike[str], user: int | None = None, **more: object) -> subprocess.CompletedProcess[str]:
+    """Run our command with its output captured; `user` runs it as that ordinary uid."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    options: dict[str, object] = {"capture_output": True, "text": True, "timeout": TIMEOUT_S, "env": environment}
+    if user is not None:
+        environment.pop("XDG_RUNTIME_DIR", None)
+        options |= {"user": user, "group": user, "extra_groups": []}
+    options |= more
+    return subprocess.run([*COMMAND, *map(os.fspath, words)], check=False, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def mount_line(point: Path) -> str | None:
+    """The line of /proc/self/mountinfo for the topmost mount on this path, or None."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        found = [line for line in lines if line.split(" ")[4] == str(point).replace(" ", "\\040")]
+    return found[-1] if found else None
+
+
+def is_mounted(point: Path) -> bool:
+    """Whether something is mounted exactly there."""
+    return mount_line(point) is not None
+
+
+@dataclass
+class Mount:
+    """One mount: the source directory, the mount point, and the daemon's process id if it could be learnt."""
+
+    source: Path
+    point: Path
+    pid: int | None = None
+
+    def umount(self, *words: str) -> None:
+        """The clean way, by our own command."""
+        result = run("umount", self.point)
+        assert result.returncode == 0, result.stderr
+
+
+@dataclass
+class Harness:
+    """Makes directories and mounts below one temporary directory, and clears them."""
+
+    base: Path
+    mounts: list[Mount] = field(default_factory=list)
+    cleanups: list[Callable[[], object]] = field(default_factory=list)
+    _count: int = 0
+
+    def directory(self, name: str = "dir", mode: int = 0o755) -> Path:
+        """A fresh empty directory."""
+        self._count += 1
+        path = self.base / f"{name}{self._count}"
+        path.mkdir()
+        path.chmod(mode)
+        return path
+
+    def mount(
+        self, *options: str, source: Path | None = None, point: Path | None = None, user: int | None = None
+    ) -> Mount:
+        """`passthrough mount OPTIONS SRC MNT`; AssertionError with its standard error where it fails."""
+        mount = Mount(source or self.directory("source"), point or self.directory("mount"))
+        if user is not None:
+            for path in (mount.source, mount.point):
+                os.chown(path, user, user)
+        self.mounts.append(mount)
+        result = run("mount", *options, mount.source, mount.point, user=user)
+        assert result.returncode == 0, result.stderr
+        mount.pid = daemon_pid(mount.point, user)
+        return mount
+
+    def run_program(self, *words: str | os.PathLike[str], **more: object) -> str:
+        """A program that must succeed; returns its standard output."""
+        result = subprocess.run(
+            [os.fspath(word) for word in words], capture_output=True, text=True, check=False, timeout=600, **more
+        )  # type: ignore[call-overload]
+        assert result.returncode == 0, f"{words}: {result.returncode}\n{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
+        return str(result.stdout)
+
+    def close(self) -> None:
+        """Clear everything; AssertionError for what would not go."""
+        stuck = []
+        for mount in reversed(self.mounts):
+            if is_mounted(mount.point) and run("umount", mount.point).returncode != 0:
+                subprocess.run(["umount", "-l", str(mount.point)], check=False, capture_output=True)
+            if is_mounted(mount.point):
+                stuck.append(str(mount.point))
+            if mount.pid is not None and not ended(mount.pid, 15):
+                stuck.append(f"daemon {mount.pid}")
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(mount.pid, signal.SIGKILL)
+        for cleanup in reversed(self.cleanups):
+            cleanup()
+        shutil.rmtree(self.base, ignore_errors=True)
+        assert not stuck, stuck
+
+
+def daemon_pid(point: Path, user: int | None = None) -> int | None:
+    """Who serves this mount, out of the daemon's state file."""
+    line = mount_line(point)
+    if line is None:
+        return None
+    directory = "/run/passthrough" if user is None and os.geteuid() == 0 else f"/tmp/passthrough-{user or os.geteuid()}"
+    try:
+        with open(f"{directory}/{line.split(' ')[2]}.daemon", encoding="utf-8") as file:
+            return int(file.readline())
+    except OSError:
+        return None
+
+
+def ended(pid: int, timeout: float = TIMEOUT_S) -> bool:
+    """Whether this process ends within timeout seconds."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(timeout * 1000))
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def background(*words: str, **more: object) -> Iterator[subprocess.Popen[str]]:
+    """A process that is ended with the block, however it ends."""
+    process = subprocess.Popen(words, text=True, **more)  # type: ignore[call-overload]
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def command(*words: str | os.PathLike[str]) -> Sequence[str]:
+    """Our command line as a list, for Popen."""
+    return [*COMMAND, *map(os.fspath, words)]
