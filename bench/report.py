@@ -1,8 +1,9 @@
 """What came out: medians, ratios and the verdict, as text and as JSON.
 
-Rules: the median of the runs speaks.  Against a peer, "won" and "lost" are said only when the two ranges of runs do not
-overlap; otherwise it is a tie.  With fewer than five runs nothing is said: of two times three runs of the very same
-program, one in ten is apart by chance; of two times five, one in 126.  What failed or could not be had is listed.
+Rules: the median of the runs speaks.  Against a peer, "won" and "lost" are said when every run of one beats every run of
+the other; otherwise it is "unclear", which is not the same as equal.  With fewer than five runs nothing is said: of two
+times three runs of the very same program, one in ten is apart by chance; of two times five, one in 126.  What failed or
+could not be had is listed.
 """
 
 from collections.abc import Callable, Sequence
@@ -114,17 +115,17 @@ def _pairs(contenders: Sequence[Contender]) -> list[tuple[str, str]]:
 
 
 def verdict(ours: list[float], theirs: list[float]) -> str:
-    """won, lost or tie: a difference counts only when every run of one beats every run of the other."""
+    """won, lost or unclear, by whether the two ranges of runs are apart; "-" when there are too few runs."""
     if min(len(ours), len(theirs)) < VERDICT_RUNS:
         return "-"
     if min(ours) > max(theirs):
         return "won"
-    return "lost" if max(ours) < min(theirs) else "tie"
+    return "lost" if max(ours) < min(theirs) else "unclear"
 
 
 def _against_peer(results: Results, ours: str, theirs: str) -> str:
     rows = [[f"{ours} to {theirs}", "ratio", "verdict"]]
-    ended: dict[str, list[str]] = {"lost": [], "tie": [], "won": [], "-": []}
+    ended: dict[str, list[str]] = {"lost": [], "unclear": [], "won": [], "-": []}
     for workload in results.workloads:
         ratio = _ratio(results.ratio(workload, ours, theirs))
         word = verdict(results.runs(workload, ours), results.runs(workload, theirs))

@@ -26,5 +26,7 @@ NOT_MOUNTED = 16
 """Nothing of ours is mounted there."""
 SERVING = 17
 """The mount was made and ended by a failure of the stream, not by an unmount or a signal."""
+SANDBOX = 18
+"""A step of the sandbox failed; the line names the step and its likely cause."""
 MOUNT_FAILED = 32
 """mount(2) or fusermount3 failed for another reason, which the line gives."""

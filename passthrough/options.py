@@ -6,7 +6,7 @@ from a long option; the last one wins. Errors are UserErrors that name the optio
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
@@ -227,7 +227,6 @@ OPTIONS: tuple[Option, ...] = (
 )
 
 _BY_WORD = {option.word: option for option in OPTIONS}
-assert {option.field for option in OPTIONS} == {field.name for field in fields(MountOptions)}
 
 # What mount(8) and fstab say to themselves, and pass on.
 _IGNORED = frozenset(

@@ -3,6 +3,7 @@
 The message on the pipe is the exit status in one byte, then the line for the user.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -26,12 +27,20 @@ def start(serve: ServeFunction, silence: Callable[[], None]) -> None:
         os.close(reader)
         os._exit(_daemon(serve, silence, writer))
     os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        message = pipe.read()
+    message = os.read(reader, 1 << 16)  # one write of less than PIPE_BUF; nothing where the daemon died
+    os.close(reader)
     if not message:
         raise UserError("the daemon ended before it was ready", exitcodes.SYSTEM)
     if message[0] != exitcodes.OK:
         raise UserError(message[1:].decode(errors="replace"), message[0])
+
+
+def close_streams() -> None:
+    """Let go of the starter's terminal or pipes: whoever reads them waits for the last holder."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    os.close(null)
 
 
 def _daemon(serve: ServeFunction, silence: Callable[[], None], writer: int) -> int:
@@ -44,10 +53,7 @@ def _daemon(serve: ServeFunction, silence: Callable[[], None], writer: int) -> i
 
     def ready() -> None:
         silence()
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for stream in (0, 1, 2):
-            os.dup2(null, stream)
-        os.close(null)
+        close_streams()
         report(exitcodes.OK)
 
     try:
@@ -58,5 +64,6 @@ def _daemon(serve: ServeFunction, silence: Callable[[], None], writer: int) -> i
         report(error.status, str(error))
         return error.status
     except BaseException as error:
+        logging.getLogger(__name__).exception("a bug of ours ended the daemon")
         report(exitcodes.BUG, f"a bug of ours: {error!r}; passthrough mount -f shows where")
         return exitcodes.BUG

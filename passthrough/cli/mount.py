@@ -31,18 +31,22 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     def serve(ready: background.Ready) -> int:
         return _serve(source_fd, request, options, ready, os.path.abspath(source))
 
-    if foreground or options.debug:
-        log.to_stderr(debug=options.debug)
-        if options.auto_unmount and mounting.may_mount():
-            return _watched(serve, lambda: None, real)
-        return serve(lambda: None)
-    log.to_stderr(debug=False)
-    background.start(
-        lambda ready: _watched(serve, ready, real) if options.auto_unmount and mounting.may_mount() else serve(ready),
-        lambda: log.to_background(os.path.join(state.directory(), "daemon.log")),
-    )
+    stays = foreground or options.debug
+    watched = options.auto_unmount and mounting.may_mount()  # for an ordinary user fusermount3 does it
+
+    def begin(ready: background.Ready) -> int:
+        return _watched(serve, ready, real, detached=not stays) if watched else serve(ready)
+
+    log.to_stderr(debug=options.debug)
+    if stays:
+        return begin(lambda: None)
+    background.start(begin, _log_in_background)
     _see_that_it_answers(real)
     return exitcodes.OK
+
+
+def _log_in_background() -> None:
+    log.to_background(os.path.join(state.directory(), "daemon.log"))
 
 
 def open_source(path: str) -> int:
@@ -55,7 +59,7 @@ def open_source(path: str) -> int:
         raise UserError(f"{path}: cannot open the directory to share: {error.strerror}", exitcodes.SOURCE) from error
     if not stat.S_ISDIR(os.fstat(fd).st_mode):
         os.close(fd)
-        raise UserError(f"{path}: is no directory; an image file is for: passthrough export", exitcodes.SOURCE)
+        raise UserError(f"{path}: is no directory; name the directory that it is in", exitcodes.SOURCE)
     if not os.access(path, os.R_OK | os.X_OK, effective_ids=True):
         os.close(fd)
         raise UserError(
@@ -110,7 +114,12 @@ def _request(source: str, mountpoint: str, options: MountOptions) -> mounting.Mo
 def _serve(
     source_fd: int, request: mounting.MountRequest, options: MountOptions, ready: background.Ready, source: str
 ) -> int:
-    sandbox.enter(sandbox.plan())
+    try:
+        left_out = sandbox.enter(sandbox.plan())
+    except sandbox.SandboxError as error:
+        raise UserError(str(error), exitcodes.SANDBOX) from error
+    for line in left_out:
+        logging.getLogger(__name__).warning("left out: %s", line)
     covered = Covered.before_mount(request.mountpoint)
     tree = Tree(source_fd, options.tree(), covered)
     mount = Mount(
@@ -126,12 +135,15 @@ def _serve(
     return mount.run()
 
 
-def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoint: str) -> int:
+def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoint: str, *, detached: bool) -> int:
     """auto_unmount for root: a process that outlives the daemon, however that ends, and clears the mount."""
     daemon = os.fork()
     if daemon == 0:
         sandbox.die_with_parent()
         return serve(ready)
+    if detached:
+        _log_in_background()
+        background.close_streams()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, frame: os.kill(daemon, number))
     _, status = os.waitpid(daemon, 0)

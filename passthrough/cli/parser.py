@@ -84,7 +84,7 @@ def _add_umount(parser: argparse.ArgumentParser) -> None:
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.description = "Tell what this kernel and this user can have, and what to do about what is missing."
-    parser.add_argument("directory", metavar="DIR", nargs="?", default=".", help="what is to be shared; default: .")
+    parser.add_argument("directory", metavar="DIR", nargs="?", default=".", help="what is shared; default: .")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 

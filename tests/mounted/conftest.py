@@ -1,6 +1,10 @@
 """Fixtures of the mounted tests. Root is needed here; what an ordinary user can do is tested as an ordinary user."""
 
+import contextlib
 import os
+import pwd
+import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,3 +29,49 @@ def harness() -> Iterator[Harness]:
         yield made
     finally:
         made.close()
+
+
+@contextlib.contextmanager
+def _bound(content: Path, over: str) -> Iterator[None]:
+    """Show `content` where the file `over` is: unlike a change of that file, it cannot be left half undone."""
+    subprocess.run(["mount", "--bind", content, over], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", over], check=True)
+
+
+@pytest.fixture(scope="session")
+def user() -> Iterator[int]:
+    """An ordinary user, known to /etc/passwd (fusermount3 asks for that), who may open /dev/fuse."""
+    uid = pwd.getpwnam("nobody").pw_uid
+    device = os.stat("/dev/fuse")
+    if device.st_mode & 0o006 == 0o006:
+        yield uid
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        node = Path(directory, "fuse")
+        os.mknod(node, stat.S_IFCHR, device.st_rdev)
+        node.chmod(0o666)
+        with _bound(node, "/dev/fuse"):
+            yield uid
+
+
+@pytest.fixture
+def user_allow_other(tmp_path: Path) -> Iterator[None]:
+    """/etc/fuse.conf lets ordinary users use allow_other."""
+    conf = tmp_path / "fuse.conf"
+    conf.write_text("user_allow_other\n")
+    conf.chmod(0o644)
+    with _bound(conf, "/etc/fuse.conf"):
+        yield
+
+
+@pytest.fixture
+def no_user_allow_other(tmp_path: Path) -> Iterator[None]:
+    """/etc/fuse.conf does not let them, whatever this machine's says."""
+    conf = tmp_path / "fuse.conf"
+    conf.write_text("# user_allow_other\n")
+    conf.chmod(0o644)
+    with _bound(conf, "/etc/fuse.conf"):
+        yield

@@ -6,6 +6,7 @@ a test failed) unmounts all of them, ends the daemons that it started, and compl
 
 import contextlib
 import os
+import re
 import select
 import shutil
 import signal
@@ -45,8 +46,13 @@ def run(*words: str | os.PathLike[str], user: int | None = None, **more: object)
 def mount_line(point: Path) -> str | None:
     """The line of /proc/self/mountinfo for the topmost mount on this path, or None."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        found = [line for line in lines if line.split(" ")[4] == str(point).replace(" ", "\\040")]
+        found = [line for line in lines if line.split(" ")[4] == _escaped(point)]
     return found[-1] if found else None
+
+
+def _escaped(point: Path) -> str:
+    """As mountinfo writes a path (seq_path in fs/proc_namespace.c)."""
+    return re.sub(r"[\\ \t\n]", lambda match: f"\\{ord(match[0]):03o}", str(point))
 
 
 def is_mounted(point: Path) -> bool:
@@ -167,3 +173,40 @@ def background(*words: str, **more: object) -> Iterator[subprocess.Popen[str]]:
 def command(*words: str | os.PathLike[str]) -> Sequence[str]:
     """Our command line as a list, for Popen."""
     return [*COMMAND, *map(os.fspath, words)]
+
+
+def apart(setup: str, *words: str | os.PathLike[str], user: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run our command in a mount namespace of its own, which the shell lines `setup` have changed before."""
+    become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user is not None else []
+    return subprocess.run(
+        ["unshare", "--mount", "--propagation=private", "sh", "-ec", f'{setup}\nexec "$@"', "sh", *become, *command(*words)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+
+
+def refusal(result: subprocess.CompletedProcess[str], status: int) -> str:
+    """The one line in which our command says why it did nothing; AssertionError where it is none, or more."""
+    assert result.returncode == status, (result.returncode, result.stderr)
+    assert not result.stdout, result.stdout
+    assert re.fullmatch(r"passthrough: [^\n]+\n", result.stderr), result.stderr
+    return result.stderr
+
+
+def processes_about(path: Path) -> list[int]:
+    """The processes that have this path on their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdecimal() and os.fsencode(path) in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+def mounts_below(path: Path) -> list[str]:
+    """The mount points at or below this path."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        return [point for point in (line.split(" ")[4] for line in lines) if Path(point).is_relative_to(_escaped(path))]

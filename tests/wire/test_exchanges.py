@@ -7,11 +7,12 @@ import sys
 import pytest
 
 from passthrough.filesystem import FileSystem
+from passthrough.protocol.negotiation import Wishes
 from passthrough.protocol.operations import BY_OPCODE, OPERATIONS
 from passthrough.protocol.values import Attr, FileRange, decode_dev, encode_dev
 from passthrough.server import Server
 from tests.wire.exchanges import EXCHANGES, UNIQUE, Exchange, unhex
-from tests.wire.fake import FakeChannel, FakeFileSystem, request, serve, serve_split, serving
+from tests.wire.fake import MAX_WRITE, FakeChannel, FakeFileSystem, init_request, request, serve, serve_split, serving
 
 little_endian = pytest.mark.skipif(sys.byteorder != "little", reason="the bytes here are a little-endian machine's")
 each_exchange = pytest.mark.parametrize("exchange", EXCHANGES, ids=str)
@@ -95,6 +96,42 @@ def test_every_opcode_has_an_exchange() -> None:
 def test_a_file_system_that_can_do_nothing_says_so(exchange: Exchange) -> None:
     reply = serve(serving(FileSystem(), exchange.flags), unhex(exchange.request))
     assert reply == unhex(f"10000000 daffffff {UNIQUE}")
+
+
+# What a stranger may go on doing with files that were handed to him, and what the kernel does by itself.
+FOR_ANYBODY = {
+    *("read", "write", "flush", "fsync", "release", "readdir", "fsyncdir", "releasedir"),
+    *("forget", "batch_forget", "interrupt", "notify_reply"),
+}
+
+
+@little_endian
+@each_exchange
+@pytest.mark.parametrize("owner", [1000, 999], ids=["owner", "stranger"])
+def test_allow_root(exchange: Exchange, owner: int, fs: FakeFileSystem) -> None:
+    """A server with an owner serves that uid and root; the requests here come from uid 1000."""
+    if exchange.result is not None:
+        fs.results[exchange.calls[0][0]] = exchange.result
+    server = Server(fs, Wishes(flags=exchange.flags, max_write=MAX_WRITE), owner=owner)
+    assert serve(server, init_request()) is not None
+    raw = unhex(exchange.request)
+    if owner == 1000 or BY_OPCODE[raw[4]].name in FOR_ANYBODY:
+        _check(exchange, fs, serve(server, raw))
+    else:
+        assert serve(server, raw) == unhex(f"10000000 f3ffffff {UNIQUE}")
+        assert fs.calls == []
+        # The same from root is served; uid is the header's bytes 24 to 27.
+        serve(server, raw[:24] + bytes(4) + raw[28:])
+        assert fs.calls == list(exchange.calls)
+
+
+def test_a_session_begins_and_ends_whoever_asks(fs: FakeFileSystem) -> None:
+    server = Server(fs, Wishes(max_write=MAX_WRITE), owner=999)
+    raw = init_request()
+    assert serve(server, raw[:24] + b"\x05\0\0\0" + raw[28:]) is not None
+    assert server.agreement is not None
+    assert serve(server, request(38)) is not None
+    assert fs.session == ["init", "destroy"]
 
 
 def test_batch_forget_is_many_forgets() -> None:

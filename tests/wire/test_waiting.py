@@ -180,7 +180,7 @@ def test_interrupt_twice_and_of_nobody(locking: LockingFileSystem, channel: Fake
     assert channel.answer() == (11, -errno.EINTR)
 
 
-@pytest.mark.parametrize("end", ["close", "destroy", "init"])
+@pytest.mark.parametrize("end", ["close", "destroy", "init", "interrupt_waiting"])
 def test_the_end_of_a_session_ends_its_waits(end: str, locking: LockingFileSystem) -> None:
     """What waited is answered before the file system is told to forget everything: nothing outlives its session."""
     server = serving(locking)
@@ -188,8 +188,8 @@ def test_the_end_of_a_session_ends_its_waits(end: str, locking: LockingFileSyste
     for unique in (11, 13, 15):
         handle(server, _setlkw(unique), channel)
         locking.must_wait()
-    if end == "close":
-        server.close()
+    if end in ("close", "interrupt_waiting"):
+        getattr(server, end)()
     else:
         handle(server, request(38) if end == "destroy" else init_request())
     # Not `answer()`: by now they must have been given.

@@ -1,0 +1,151 @@
+"""The table: every way into a directory that the list runs over, and what a test is given of it.
+
+A row says how to get in (options of the mount, or another way altogether) and what is shared (the kind of source). What
+a row cannot do stands in `lacks`, with the reason that the skip shows. A further transport is a further row.
+"""
+
+import errno
+import os
+import stat
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import pytest
+
+from ..harness import Harness
+from . import sources
+
+T = TypeVar("T")
+
+
+class Shared(NamedTuple):
+    """A source and where it is shown; daemon is None where none of ours serves."""
+
+    source: Path
+    point: Path
+    daemon: int | None
+
+
+Enter = Callable[[Harness, "Mode", sources.Place], Shared]
+
+
+def mounted(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
+    """By `passthrough mount`, through /dev/fuse."""
+    mount = harness.mount("-o", ",".join(("allow_other", *mode.options)), source=place.share, point=place.point)
+    return Shared(place.source, mount.point, mount.pid)
+
+
+def native(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
+    """Not at all: the list must hold for the plain directory."""
+    return Shared(place.source, place.source, None)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A row. core: only the tests marked `core` run over it."""
+
+    name: str
+    options: tuple[str, ...] = ()
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    source: Callable[[Harness], sources.Place] = sources.directory
+    enter: Enter = mounted
+    core: bool = False
+
+    def share(self, harness: Harness) -> Shared:
+        return self.enter(harness, self, self.source(harness))
+
+
+_FALLOCATE = "fs/fuse/file.c hands down only keep-size, punch-hole and zero-range"
+_LOCAL = "without the option, locks are among those who come through the mount"
+_COLLECTS = "writeback: the kernel collects writes, and decides where an append goes"
+_REMEMBERS = "the kernel believes for a day what it has seen"
+_NO_XATTR = "no_xattr: there are none, and so no access lists"
+_ANY = {"collapse": _FALLOCATE}
+_LOCALLY = _ANY | {"shared flock": _LOCAL, "shared posix_lock": _LOCAL}
+
+MODES = (
+    Mode("native", enter=native),
+    Mode("cache=never", ("cache=never",), _LOCALLY),
+    Mode("cache=metadata", ("cache=metadata",), _LOCALLY | {"news": _REMEMBERS}),
+    Mode("cache=auto", (), _LOCALLY),
+    Mode("cache=always", ("cache=always",), _LOCALLY | {"news": _REMEMBERS}),
+    Mode("writeback", ("writeback",), _LOCALLY | {"write-through": _COLLECTS, "news": _COLLECTS}),
+    Mode("threads=1", ("threads=1",), _LOCALLY),
+    Mode("threads=4,flock,posix_lock", ("threads=4", "flock", "posix_lock"), _ANY),
+    Mode("readdirplus=no", ("readdirplus=no",), _LOCALLY),
+    Mode("readdirplus=always", ("readdirplus=always",), _LOCALLY),
+    Mode("no_xattr", ("no_xattr",), _LOCALLY | {"xattr": _NO_XATTR}),
+    *(
+        Mode(f"source={name}", (), _LOCALLY | lacks, source=source, core=True)
+        for name, source, lacks in sources.KINDS
+    ),
+)
+
+# What a mount must show as the source has it. No atime: looking changes it. No blocks: they come with the write to disk.
+_FIELDS = ("st_mode", "st_ino", "st_nlink", "st_uid", "st_gid", "st_rdev", "st_size", "st_mtime_ns")
+
+
+def facts(path: Path) -> dict[str, int]:
+    """What lstat says, as far as it must agree."""
+    st = path.lstat()
+    return {name: getattr(st, name) for name in _FIELDS}
+
+
+def attempt(call: Callable[[], T]) -> T | str:
+    """The result, or the name of the errno."""
+    try:
+        return call()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+
+
+@dataclass
+class Tree:
+    """A fresh directory: through the row's way in (`mount`), behind it (`source`); `plain` is beside it, not shared."""
+
+    mode: Mode
+    shared: Shared
+    mount: Path
+    source: Path
+    plain: Path
+    compared: bool = True
+    """Cleared by a test that changes the source behind the kernel's back: no comparison at its end."""
+
+    def same(self, action: Callable[[Path], T]) -> T | str:
+        """Do it through the mount and in the plain directory: both must come to the same. Returns what it comes to."""
+        shown = attempt(lambda: action(self.mount))
+        plain = attempt(lambda: action(self.plain))
+        assert shown == plain, f"mount: {shown!r}, plain directory: {plain!r}"
+        return shown
+
+    def needs(self, feature: str) -> None:
+        """Skip where this row lacks it."""
+        if feature in self.mode.lacks:
+            pytest.skip(f"{feature}: {self.mode.lacks[feature]}")
+
+    def compare(self) -> None:
+        """Mount and source must show the same, all the way down."""
+        _compare(self.mount, self.source)
+
+
+def _compare(shown: Path, real: Path) -> None:
+    assert facts(shown) == facts(real), shown
+    mode = real.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        assert os.readlink(shown) == os.readlink(real)
+    elif stat.S_ISREG(mode) and real.lstat().st_size < 1 << 22:
+        assert shown.read_bytes() == real.read_bytes(), f"content of {shown}"
+    elif stat.S_ISDIR(mode):
+        names = sorted(os.listdir(real))
+        assert sorted(os.listdir(shown)) == names, shown
+        if len(names) < 1000:
+            for name in names:
+                _compare(shown / name, real / name)
+
+
+def remove(directory: Path) -> None:
+    """With all in it, also what no flag lets go."""
+    subprocess.run(["rm", "-rf", "--one-file-system", str(directory)], check=True)
