@@ -1,9 +1,9 @@
 """What came out: medians, ratios and the verdict, as text and as JSON.
 
-Rules: the median of the runs speaks.  Against a peer, "won" and "lost" are said when every run of one beats every run of
-the other; otherwise it is "unclear", which is not the same as equal.  With fewer than five runs nothing is said: of two
-times three runs of the very same program, one in ten is apart by chance; of two times five, one in 126.  What failed or
-could not be had is listed.
+Rules: the median of the runs speaks.  Against a peer, "won" and "lost" are said when every run of one beats every run
+of the other; otherwise it is "unclear", which is not the same as equal.  With fewer than five runs nothing is said: of
+two times three runs of the very same program, one in ten is apart by chance; of two times five, one in 126.  Whatever
+failed or could not be had is listed.
 """
 
 from collections.abc import Callable, Sequence

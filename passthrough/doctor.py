@@ -50,7 +50,7 @@ def examine(directory: str) -> list[Finding]:
     if device.state is State.OK and (mounting.may_mount() or helper):
         try:
             offer = _offer()
-        except UserError as error:
+        except (OSError, UserError) as error:
             found.append(Finding("mount", State.MISSING, f"a trial mount failed: {error}", "see the line itself"))
     found += [_version(offer), _passthrough(offer), _io_uring(offer), _namespaces(), _file_handles(directory), _limit()]
     return found

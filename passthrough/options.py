@@ -16,6 +16,7 @@ from .fs.tree.config import NS_PER_S, Cache, ReaddirPlus, TreeConfig
 
 KIB, MIB = 1 << 10, 1 << 20
 _SIZE = re.compile(r"(\d+)([KkMm]?)$")
+_ESCAPED_WORD = re.compile(r"(?:[^,\\]|\\.|\\)+", re.DOTALL)
 _TIMEOUT_LIMIT_S = 10**9
 
 
@@ -47,7 +48,7 @@ class MountOptions:
     flock: bool = False
     posix_lock: bool = False
     readdirplus: ReaddirPlus | None = None
-    threads: int = 2
+    threads: int = 8
     auto_unmount: bool = False
     nonempty: bool = False
     debug: bool = False
@@ -100,7 +101,7 @@ def _seconds(text: str) -> int:
         seconds = Decimal(text)
     except InvalidOperation:
         raise ValueError("seconds, such as 1 or 0.5") from None
-    if not 0 <= seconds <= _TIMEOUT_LIMIT_S:
+    if seconds.is_nan() or not 0 <= seconds <= _TIMEOUT_LIMIT_S:
         raise ValueError(f"seconds from 0 to {_TIMEOUT_LIMIT_S}")
     return int(seconds * NS_PER_S)
 
@@ -163,7 +164,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("nodev", "dev", value=False),
     Option("noexec", "exec", "No program can be started from the mount; exec is the default.", value=False),
     Option("exec", "exec"),
-    Option("noatime", "atime", "Reading changes no access times on the mount.", value=False),
+    Option("noatime", "atime", "Reading changes no access times on the mount; atime is the default.", value=False),
     Option("atime", "atime"),
     Option("sync", "sync", "Writes go through to the daemon before they return; async is the default."),
     Option("async", "sync", value=False),
@@ -197,7 +198,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "writeback",
         "writeback",
-        "The kernel collects writes before the daemon sees them; for those who alone change the directory.",
+        "The kernel collects writes before the daemon sees them; for those who alone change the directory; "
+        "no_writeback is the default.",
     ),
     Option("no_writeback", "writeback", value=False),
     Option("xattr", "xattr", "Extended attributes are those of SRC (the default); no_xattr: there are none."),
@@ -208,9 +210,17 @@ OPTIONS: tuple[Option, ...] = (
         "Access lists of SRC are shown, set and enforced (the default); no_posix_acl hides them.",
     ),
     Option("no_posix_acl", "posix_acl", value=False),
-    Option("flock", "flock", "flock(2) locks are taken on SRC's files, so that both sides see them."),
+    Option(
+        "flock",
+        "flock",
+        "flock(2) locks are taken on SRC's files, so that both sides see them; no_flock is the default.",
+    ),
     Option("no_flock", "flock", value=False),
-    Option("posix_lock", "posix_lock", "fcntl(2) locks are taken on SRC's files, so that both sides see them."),
+    Option(
+        "posix_lock",
+        "posix_lock",
+        "fcntl(2) locks are taken on SRC's files, so that both sides see them; no_posix_lock is the default.",
+    ),
     Option("no_posix_lock", "posix_lock", value=False),
     Option(
         "readdirplus",
@@ -220,7 +230,13 @@ OPTIONS: tuple[Option, ...] = (
         parse=_one_of(ReaddirPlus),
         metavar="WHEN",
     ),
-    Option("threads", "threads", "How many requests are served side by side; default: 2.", parse=_threads, metavar="N"),
+    Option(
+        "threads",
+        "threads",
+        "How many slow requests may be served side by side; default: 8.",
+        parse=_threads,
+        metavar="N",
+    ),
     Option("auto_unmount", "auto_unmount", "Unmount when the daemon dies, however it dies."),
     Option("nonempty", "nonempty", "Allow a mount point that is not empty, or is a mount already."),
     Option("debug", "debug", "A line on standard error for each request and reply; stays in the foreground."),
@@ -240,8 +256,8 @@ Setting = tuple[str, str | None]
 
 
 def split_words(text: str) -> list[Setting]:
-    r"""The settings in the argument of -o: separated by commas, of which \, is none."""
-    words = [word.replace("\\,", ",").replace("\\\\", "\\") for word in re.split(r"(?<!\\),", text)]
+    r"""The settings in the argument of -o: separated by commas; \, is a comma and \\ a backslash within one."""
+    words = [re.sub(r"\\([\\,])", r"\1", word) for word in _ESCAPED_WORD.findall(text)]
     found: list[Setting] = []
     for word in words:
         if word and word not in _IGNORED and not word.startswith(_IGNORED_PREFIXES):

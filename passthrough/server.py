@@ -140,7 +140,7 @@ class Server:
             result = call(ctx, header.nodeid, args, at, payload, start, end, channel, data)
         except OSError as error:
             result = _negative(error)
-        except RequestError as error:
+        except (RequestError, OverflowError) as error:  # the latter: a number that fits no argument of its system call
             result = self._malformed(header, str(error))
         except MemoryError:
             result = -errno.ENOMEM

@@ -45,6 +45,7 @@ class Waiters:
         self._limit = limit
         self._lock = threading.Lock()
         self._waiting: dict[int, _Waiter] = {}
+        self._unanswered: set[_Waiter] = set()  # these, and those whose answer is on its way
         self._closed = False
         self._early: deque[int] = deque(maxlen=limit)  # interrupts that overtook their request on another queue
 
@@ -56,9 +57,10 @@ class Waiters:
                 raise OSError(errno.EINTR, os.strerror(errno.EINTR))
             if ctx.unique in self._waiting:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-            if len(self._waiting) >= self._limit:
+            if len(self._unanswered) >= self._limit:
                 raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
             self._waiting[ctx.unique] = waiter
+            self._unanswered.add(waiter)
             if ctx.unique in self._early:
                 self._early.remove(ctx.unique)
                 ctx.interrupted = True
@@ -68,16 +70,19 @@ class Waiters:
         except RuntimeError as error:  # no more threads to be had
             with self._lock:
                 del self._waiting[ctx.unique]
+                self._unanswered.remove(waiter)
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)) from error
 
     def _run(self, waiter: _Waiter, work: Callable[[], int], answer: Callable[[int], None]) -> None:
         result = work()
         waiter.done.set()
+        with self._lock:  # before the answer: the peer may use the number again as soon as it has it
+            del self._waiting[waiter.ctx.unique]
         try:
             answer(result)
         finally:
             with self._lock:
-                del self._waiting[waiter.ctx.unique]
+                self._unanswered.remove(waiter)
             waiter.answered.set()
 
     def interrupt(self, unique: int) -> None:
@@ -104,7 +109,7 @@ class Waiters:
         """For good: interrupt all that wait, and wait until they are answered (at most timeout seconds in all)."""
         with self._lock:
             self._closed = True
-            waiters = list(self._waiting.values())
+            waiters = list(self._unanswered)
         for waiter in waiters:
             self.interrupt(waiter.ctx.unique)
         deadline = time.monotonic() + timeout

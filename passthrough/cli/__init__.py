@@ -1,6 +1,7 @@
 """The command: the only part that prints and exits, and where `sandbox` and the rest meet."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(os.path.basename(sys.argv[0]), words)
     except UserError as error:
-        print(f"passthrough: {error}", file=sys.stderr)
+        print(f"passthrough: {_one_line(str(error))}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         return exitcodes.INTERRUPTED
@@ -30,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return exitcodes.BUG
+
+
+def _one_line(text: str) -> str:
+    """Names may hold control characters; what is printed does not."""
+    return re.sub(r"[\x00-\x1f\x7f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _dispatch(program: str, words: list[str]) -> int:

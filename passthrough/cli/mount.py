@@ -1,6 +1,5 @@
 """passthrough mount: from the options to a mount that answers."""
 
-import errno
 import logging
 import os
 import signal
@@ -147,21 +146,12 @@ def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoin
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, frame: os.kill(daemon, number))
     _, status = os.waitpid(daemon, 0)
-    left = _dead_mount(mountpoint)
-    if left:
+    if mounting.is_dead(mountpoint):
         try:
             mounting.unmount(mountpoint, lazy=True)
         except (OSError, UserError) as error:
             logging.getLogger(__name__).error("%s: cannot clear the mount: %s", mountpoint, error)
     return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else exitcodes.SERVING
-
-
-def _dead_mount(mountpoint: str) -> bool:
-    try:
-        os.stat(mountpoint)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
 
 
 def _see_that_it_answers(mountpoint: str) -> None:

@@ -91,7 +91,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 def mount_helper(arguments: Sequence[str]) -> tuple[argparse.Namespace, bool, bool]:
     """The command line that mount(8) and mount.fuse use: SRC MNT [-sfnv] [-o OPTIONS] [-t TYPE] [-N NAMESPACE].
 
-    Returns what `mount` would have parsed, whether unknown options are passed over (-s), and whether to do nothing (-f).
+    Returns what `mount` would have parsed, whether to pass over unknown options (-s), and whether to do nothing (-f).
     """
     parser = Parser(prog="mount.fuse.passthrough", allow_abbrev=False)
     parser.add_argument("source")

@@ -8,6 +8,7 @@ import os
 import stat
 from typing import NamedTuple
 
+from .. import exitcodes
 from ..errors import UserError
 
 
@@ -30,9 +31,9 @@ def directory() -> str:
         os.makedirs(path, mode=0o700, exist_ok=True)
         found = os.lstat(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot keep the daemon's state there: {error.strerror}") from error
+        raise UserError(f"{path}: cannot keep the daemon's state there: {error.strerror}", exitcodes.SYSTEM) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise UserError(f"{path}: is not a directory of ours; remove it")
+        raise UserError(f"{path}: is not a directory of ours; remove it", exitcodes.SYSTEM)
     return path
 
 

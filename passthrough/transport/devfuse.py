@@ -29,11 +29,13 @@ from ..protocol.structs import FUSE_IN_HEADER, FUSE_WRITE_IN
 from ..protocol.values import FileRange
 from ..server import Server
 from .mounting import DEVICE
+from .workers import Crew
 
 log = logging.getLogger(__name__)
 
 _GONE = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EBADF})
 _AGAIN = frozenset({errno.ENOENT, errno.EINTR})
+_POLL_S = 0.005
 _WRITE_PREFIX = FUSE_IN_HEADER.size + FUSE_WRITE_IN.size
 
 
@@ -44,7 +46,10 @@ def _buffer(size: int, prefix: int) -> memoryview:
 
 
 class Queue:
-    """One descriptor, one thread, one request at a time. Also the Channel that its requests came through."""
+    """One descriptor, one thread, one request at a time. Also the Channel that its requests came through.
+
+    The buffers are mapped when the queue is made and take memory when it is first used.
+    """
 
     def __init__(self, fd: int, server: Server, payload: int) -> None:
         self._fd = fd
@@ -53,23 +58,31 @@ class Queue:
         self._reply = _buffer(max(payload, 1 << 16) + OUT_HEADER_SIZE, OUT_HEADER_SIZE)
         self.body = self._reply[OUT_HEADER_SIZE:]
         self.idle = True
+        self.served = 0
         self.halted: str | None = None
 
-    def run(self, stopping: Callable[[], bool]) -> None:
-        """Serve until the mount is gone, the stream lies, or stopping() is true after a request."""
+    def run(self, crew: Crew) -> bool:
+        """Serve until the mount is gone (False), or the stream from this descriptor cannot be trusted (True)."""
         request, reply = self._request, self._reply
         handle, write, fd = self._server.handle, os.write, self._fd
-        while not stopping():
+        while True:
+            if crew.crowded:
+                crew.rest(self)
+            if crew.stopping:
+                return False
             received = self._read(request)
             if received < 0:
-                return
+                return self.halted is not None
             self.idle = False
+            self.served += 1
+            if crew.asleep:
+                crew.wake()
             try:
                 header = read_header(request, received)
             except StreamError as error:
                 self.halted = f"the stream from {DEVICE} cannot be trusted: {error}"
                 log.error("%s; this queue halts", self.halted)
-                return
+                return True
             length = handle(header, request, self)
             if length is not None:
                 if length >= 0:
@@ -82,7 +95,7 @@ class Queue:
                     write(fd, reply[:size])
                 except OSError as error:
                     if not self._survives(error, header.unique):
-                        return
+                        return False
             self.idle = True
 
     def _read(self, buffer: memoryview) -> int:
@@ -93,7 +106,7 @@ class Queue:
                 received = os.readv(self._fd, buffers)
                 return received or -1
             except BlockingIOError:
-                select.select([self._fd], [], [])
+                self._wait_readable()
             except OSError as error:
                 if error.errno in _GONE:
                     return -1
@@ -101,6 +114,11 @@ class Queue:
                     self.halted = f"cannot read {DEVICE}: {error.strerror}"
                     log.error("%s; this queue halts", self.halted)
                     return -1
+
+    def _wait_readable(self) -> None:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        poll.poll()
 
     def _survives(self, error: OSError, unique: int) -> bool:
         if error.errno in _GONE or error.errno == errno.EPERM:
@@ -133,40 +151,20 @@ class Session:
     """All queues of one mount. `ended` is an eventfd that becomes readable when the last queue has ended."""
 
     def __init__(self, fd: int, threads: int, payload: int) -> None:
+        """fd is the mounted device; threads is how many requests may be served side by side; payload the most bytes
+        of data that a request or a reply brings."""
         self.fd = fd
         self.ended = os.eventfd(0, os.EFD_CLOEXEC)
-        self._threads = threads
+        self._descriptors = [fd, *(_clone(fd) for _ in range(threads - 1))]
         self._payload = payload
         self._queues: list[Queue] = []
-        self._running: list[threading.Thread] = []
-        self._lock = threading.Lock()
-        self._alive = 0
-        self._stopping = False
+        self._crew: Crew | None = None
 
     def start(self, server: Server) -> None:
-        """Start a thread per queue; the first request that the kernel sends is INIT."""
-        descriptors = [self.fd]
-        for _ in range(self._threads - 1):
-            descriptors.append(_clone(self.fd))
-        self._queues = [Queue(fd, server, self._payload) for fd in descriptors]
-        self._alive = len(self._queues)
-        for number, queue in enumerate(self._queues):
-            thread = threading.Thread(target=self._run, args=(queue,), name=f"queue-{number}", daemon=True)
-            self._running.append(thread)
-            thread.start()
-
-    def _run(self, queue: Queue) -> None:
-        try:
-            queue.run(lambda: self._stopping)
-        except Exception:
-            log.exception("a bug of ours ended a queue")
-            queue.halted = "a bug of ours ended a queue"
-        queue.idle = True
-        with self._lock:
-            self._alive -= 1
-            last = self._alive == 0
-        if last:
-            os.eventfd_write(self.ended, 1)
+        """Start to serve; the first request that the kernel sends is INIT."""
+        self._queues = [Queue(fd, server, self._payload) for fd in self._descriptors]
+        self._crew = Crew(self._queues, lambda: os.eventfd_write(self.ended, 1))
+        self._crew.start()
 
     def notify(self, message: bytes) -> bool:
         """Send a notification; False where the kernel does not know the node or the code (Notifier)."""
@@ -181,32 +179,29 @@ class Session:
     @property
     def failure(self) -> str | None:
         """Why the session ended early, or None where it was unmounted or asked to stop."""
-        return next((queue.halted for queue in self._queues if queue.halted), None)
+        halted = next((queue.halted for queue in self._queues if queue.halted), None)
+        return halted or (self._crew.failure if self._crew else None)
 
     def quiesce(self, timeout: float) -> bool:
         """Take no further requests and wait (at most timeout seconds) until those in flight are answered."""
-        self._stopping = True
-        end = threading.Event()
-        waited = 0.0
-        while not all(queue.idle for queue in self._queues):
-            if waited >= timeout:
-                return False
-            end.wait(0.005)
-            waited += 0.005
-        return True
+        if self._crew is None:
+            return True
+        self._crew.stop()
+        pause = threading.Event()
+        for _ in range(int(timeout / _POLL_S)):
+            if all(queue.idle for queue in self._queues):
+                return True
+            pause.wait(_POLL_S)
+        return all(queue.idle for queue in self._queues)
 
     def join(self, timeout: float) -> bool:
         """Wait until every queue has ended; False where one still sits in read(2) after timeout seconds."""
-        for thread in self._running:
-            thread.join(timeout)
-        return not any(thread.is_alive() for thread in self._running)
+        return self._crew is None or self._crew.join(timeout)
 
     def close(self) -> None:
-        """Close the descriptors of queues that have ended; closing the last one aborts the connection."""
-        os.close(self.ended)
-        for queue, thread in zip(self._queues, self._running, strict=True):
-            if not thread.is_alive():
-                os.close(queue._fd)
+        """Close all descriptors, after join(); the connection is aborted if it still stands."""
+        for fd in (self.ended, *self._descriptors):
+            os.close(fd)
 
 
 def _clone(fd: int) -> int:

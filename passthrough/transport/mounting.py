@@ -92,6 +92,8 @@ def check_mountpoint(path: str, source: str, *, nonempty: bool = False) -> str:
         return real
     mount = mountinfo.top_mount(real)
     if mount is not None:
+        if is_dead(real):
+            raise _dead_mount_error(path)
         raise UserError(
             f"{path}: already a mount point ({mount.fstype} from {mount.source}); unmount it first: "
             f"umount {path}; or mount on top of it: -o nonempty",
@@ -110,11 +112,24 @@ def _mountpoint_error(path: str, error: OSError) -> UserError:
     if error.errno == errno.ENOENT:
         return UserError(f"{path}: the mount point does not exist; create it: mkdir -p {path}", exitcodes.MOUNTPOINT)
     if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-        return UserError(
-            f"{path}: a dead mount is in the way, its daemon is gone; clear it: passthrough umount {path}",
-            exitcodes.MOUNTPOINT,
-        )
+        return _dead_mount_error(path)
     return UserError(f"{path}: cannot use the mount point: {error.strerror}", exitcodes.MOUNTPOINT)
+
+
+def _dead_mount_error(path: str) -> UserError:
+    return UserError(
+        f"{path}: a dead mount is in the way, its daemon is gone; clear it: passthrough umount {path}",
+        exitcodes.MOUNTPOINT,
+    )
+
+
+def is_dead(mountpoint: str) -> bool:
+    """Whether nobody serves the mount there any more. Asked by statfs(2), which no cache answers, unlike stat(2)."""
+    try:
+        os.statvfs(mountpoint)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
 
 
 def _is_empty(path: str) -> bool:

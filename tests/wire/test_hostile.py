@@ -290,6 +290,8 @@ MKDIR = struct.pack("=II", 0o755, 0) + b"dir\0"
 BAD_EXTENSIONS = {
     "size 0": _ext(32, bytes(8), size=0),
     "size 7": _ext(32, bytes(8), size=7),
+    "size 0 for ever": _ext(1, bytes(8), size=0),  # a chain that never moves on
+    "size 7 of a security context": _ext(1, bytes(8), size=7),
     "size beyond the end": _ext(32, bytes(8), size=17),
     "size of 4 GiB": _ext(32, bytes(8), size=0xFFFFFFFF),
     "second one beyond the end": _groups(1) + _ext(32, bytes(8), size=24),

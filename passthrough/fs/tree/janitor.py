@@ -49,7 +49,7 @@ class Janitor:
         self._wanted.set()
 
     def _run(self) -> None:
-        while True:
+        while not self._stopped:
             self._wanted.wait()
             if self._stopped:
                 return
