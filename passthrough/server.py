@@ -269,9 +269,13 @@ def _refuse(*_: Any) -> int:
 
 _UNKNOWN: tuple[int, Call] = (0, _unknown)
 _NO_REPLY = frozenset(row.opcode for row in OPERATIONS if row.out is Out.NO_REPLY)
+_HELD = (
+    "init read write flush fsync release lseek fallocate copy_file_range copy_file_range_64 getlk setlk setlkw"
+    " readdir readdirplus fsyncdir releasedir destroy"
+)
 _ANYBODY = _NO_REPLY | {
     BY_NAME[name].opcode
-    for name in ("init", "read", "write", "flush", "fsync", "release", "readdir", "fsyncdir", "releasedir", "destroy")
+    for name in _HELD.split()
 }
 _UNSERVED = frozenset({"setupmapping", "removemapping", "notify_reply"})  # DAX windows and RETRIEVE: nothing asks
 _COPY_LIMIT = 0xFFFFF000  # UINT_MAX & PAGE_MASK, as fuse_copy_file_range has it since COPY_FILE_RANGE_64

@@ -101,6 +101,7 @@ def test_a_file_system_that_can_do_nothing_says_so(exchange: Exchange) -> None:
 # What a stranger may go on doing with files that were handed to him, and what the kernel does by itself.
 FOR_ANYBODY = {
     *("read", "write", "flush", "fsync", "release", "readdir", "fsyncdir", "releasedir"),
+    *("readdirplus", "lseek", "fallocate", "copy_file_range", "copy_file_range_64", "getlk", "setlk", "setlkw"),
     *("forget", "batch_forget", "interrupt", "notify_reply"),
 }
 

@@ -11,6 +11,7 @@ from .base import MASK, TreeBase, attr_of
 from .inodes import Inode
 
 _OWNER = c.FATTR_UID | c.FATTR_GID
+_HANDLE = c.FATTR_FH | c.FATTR_LOCKOWNER
 _TIMES = c.FATTR_ATIME | c.FATTR_MTIME
 _STATX_FLAGS = 0x6000  # AT_STATX_FORCE_SYNC, AT_STATX_DONT_SYNC: what a caller may choose
 _MODE_BITS = 0o7777
@@ -34,11 +35,14 @@ class Attributes(TreeBase):
         return found, self.attr_ns
 
     def setattr(self, ctx: Context, nodeid: int, attrs: SetAttr) -> tuple[Attr, int]:
-        """Owner before mode, because a change of owner clears SUID and SGID; times last, because the rest sets them."""
+        """Owner before mode, because a change of owner clears SUID and SGID; times last, because the rest sets them.
+
+        A request to change nothing is chown(-1, -1), which clears those bits as well (fs/fuse/dir.c, fuse_setattr).
+        """
         inode = self.inodes.get(nodeid)
         valid = attrs.valid
         fd = self.files.get(attrs.fh, nodeid).fd if valid & c.FATTR_FH and inode.kind == stat.S_IFREG else None
-        if valid & _OWNER:
+        if valid & _OWNER or not valid & ~_HANDLE:
             self._chown(inode, attrs)
         if valid & c.FATTR_MODE:
             os.chmod(str(inode.fd), attrs.mode & _MODE_BITS, dir_fd=self.proc)

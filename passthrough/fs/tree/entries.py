@@ -22,9 +22,9 @@ class Entries(TreeBase):
 
     def lookup(self, ctx: Context, nodeid: int, name: bytes) -> Entry:
         """A name; `.` and `..` for NFS export alone, and never above the root."""
-        parent = self.inodes.get(nodeid)
         if name == b"." or name == b"..":
-            return self.entry(self._dots(parent, name))
+            return self.entry(self._dots(nodeid, name))
+        parent = self.inodes.get(nodeid)
         check_name(name)
         try:
             return self.entry(self.find(parent, name))
@@ -33,7 +33,11 @@ class Entries(TreeBase):
                 return Entry(0, _NO_ATTR, self.config.negative_timeout_ns)
             raise
 
-    def _dots(self, inode: Inode, name: bytes) -> tuple[Inode, Attr]:
+    def _dots(self, nodeid: int, name: bytes) -> tuple[Inode, Attr]:
+        try:
+            inode = self.inodes.get(nodeid)
+        except OSError:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None  # an NFS handle of a forgotten node
         if inode.kind != stat.S_IFDIR and name == b"..":
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if name == b"." or inode is self.inodes.root:

@@ -49,12 +49,11 @@ class Janitor:
         self._wanted.set()
 
     def _run(self) -> None:
-        while not self._stopped:
-            self._wanted.wait()
+        while self._wanted.wait():
+            self._wanted.clear()
             if self._stopped:
                 return
             self._prune()
-            self._wanted.clear()
 
     def _prune(self) -> None:
         tree = self._tree
