@@ -273,10 +273,7 @@ _HELD = (
     "init read write flush fsync release lseek fallocate copy_file_range copy_file_range_64 getlk setlk setlkw"
     " readdir readdirplus fsyncdir releasedir destroy"
 )
-_ANYBODY = _NO_REPLY | {
-    BY_NAME[name].opcode
-    for name in _HELD.split()
-}
+_ANYBODY = _NO_REPLY | {BY_NAME[name].opcode for name in _HELD.split()}
 _UNSERVED = frozenset({"setupmapping", "removemapping", "notify_reply"})  # DAX windows and RETRIEVE: nothing asks
 _COPY_LIMIT = 0xFFFFF000  # UINT_MAX & PAGE_MASK, as fuse_copy_file_range has it since COPY_FILE_RANGE_64
 _METHODS = {"rename": "rename2", "copy_file_range_64": "copy_file_range"}

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _QUIESCE_S = 5.0
 _JOIN_S = 5.0
+_QUICK_JOIN_S = 0.5
 
 
 class Signals:
@@ -54,31 +55,38 @@ class Mount:
     def __init__(
         self, fs: FileSystem, request: mounting.MountRequest, *, threads: int, max_write: int, debug: bool, source: str
     ) -> None:
-        self._signals = Signals()
+        self._fs = fs
+        self._request = request
+        self._threads = threads
+        self._wishes = Wishes(flags=fs.flags | c.FUSE_MAX_PAGES, required=fs.required, max_write=max_write)
+        self._debug = log.debug if debug else None
         self._source = source
-        self._mounted = mounting.mount(request)
-        self._session = Session(self._mounted.fd, threads, max(max_write, request.max_read))
+        self._signals = Signals()
         self._began = os.eventfd(0, os.EFD_CLOEXEC)
-        self._server = Server(
-            fs,
-            Wishes(flags=fs.flags | c.FUSE_MAX_PAGES | c.FUSE_BIG_WRITES, required=fs.required, max_write=max_write),
-            notifier=self._session,
-            on_init=lambda: os.eventfd_write(self._began, 1),
-            debug=log.debug if debug else None,
-            owner=os.getuid() if request.owner_only else None,
-        )
         self._state: state.StateFile | None = None
 
     def start(self) -> None:
-        """Serve; returns when INIT has been answered. UserError where the kernel and we do not agree."""
+        """Mount and serve; returns when INIT has been answered. UserError where that is not to be had."""
+        self._mounted = mounting.mount(self._request)
         try:
+            self._session = Session(
+                self._mounted.fd, self._threads, max(self._wishes.max_write, self._request.max_read)
+            )
+            self._server = Server(
+                self._fs,
+                self._wishes,
+                notifier=self._session,
+                on_init=lambda: os.eventfd_write(self._began, 1),
+                debug=self._debug,
+                owner=os.getuid() if self._request.owner_only else None,
+            )
             self._session.start(self._server)
             self._wait_for(self._began)
             if self._server.failure:
                 raise UserError(self._server.failure, exitcodes.KERNEL)
             self._state = state.StateFile(self._mounted.device, self._source, self._mounted.mountpoint)
         except BaseException:
-            self._leave()
+            self._unmounted(lazy=True, force=True)
             raise
 
     def _wait_for(self, event: int) -> None:
@@ -91,7 +99,7 @@ class Mount:
                 return
             if self._session.ended in ready:
                 raise UserError(self._session.failure or "the mount ended before it began", exitcodes.SERVING)
-            if self._signals.fileno() in ready and self._signals.ending():
+            if self._signals.ending():
                 raise UserError("ended by a signal before the mount was ready", exitcodes.INTERRUPTED)
 
     def run(self) -> int:
@@ -99,10 +107,8 @@ class Mount:
         poll = select.poll()
         poll.register(self._session.ended, select.POLLIN)
         poll.register(self._signals.fileno(), select.POLLIN)
-        while True:
-            ready = {fd for fd, _ in poll.poll()}
-            if self._session.ended in ready or self._signals.ending():
-                break
+        while self._session.ended not in {fd for fd, _ in poll.poll()} and not self._signals.ending():
+            pass
         self._leave()
         if self._session.failure:
             log.error("%s: %s", self._mounted.mountpoint, self._session.failure)
@@ -111,14 +117,15 @@ class Mount:
 
     def _leave(self) -> None:
         """Unmount cleanly where nobody is inside; else answer what is in flight, then detach and abort."""
-        if self._mounted.is_there() and not self._unmounted(lazy=False, force=False):
+        clean = self._mounted.is_there() and self._unmounted(lazy=False, force=False)
+        if not clean:
             self._server.interrupt_waiting()
             if not self._session.quiesce(_QUIESCE_S):
                 log.warning("%s: requests are still unanswered and will be aborted", self._mounted.mountpoint)
-            self._unmounted(lazy=True, force=True)
-        if not self._session.join(_JOIN_S):
-            # Detached, but held open by others: our end closes the connection for them.
-            log.debug("%s: open files are cut off", self._mounted.mountpoint)
+            if self._mounted.is_there():
+                self._unmounted(lazy=True, force=True)
+        # Detached earlier and held open by others, a queue stays in read(2) until our end closes the connection.
+        self._session.join(_JOIN_S if clean else _QUICK_JOIN_S)
         self._server.close()
         if self._state is not None:
             self._state.remove()

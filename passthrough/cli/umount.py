@@ -28,7 +28,7 @@ def run(mountpoint: str) -> int:
         )
     ending = _process(daemon)
     try:
-        _unmount(point, daemon)
+        _unmount(point, ending)
         _wait(ending, mountpoint)
     finally:
         if ending is not None:
@@ -49,7 +49,7 @@ def _process(daemon: state.Daemon | None) -> int | None:
         return None
 
 
-def _unmount(point: str, daemon: state.Daemon | None) -> None:
+def _unmount(point: str, daemon: int | None) -> None:
     try:
         mounting.unmount(point)
     except OSError as error:
@@ -60,7 +60,7 @@ def _unmount(point: str, daemon: state.Daemon | None) -> None:
         if daemon is None:
             mounting.unmount(point, lazy=True)
         else:
-            os.kill(daemon.pid, signal.SIGTERM)
+            signal.pidfd_send_signal(daemon, signal.SIGTERM)
 
 
 def _wait(ending: int | None, mountpoint: str) -> None:

@@ -11,7 +11,7 @@ from .base import MASK, TreeBase, attr_of
 from .inodes import Inode
 
 _OWNER = c.FATTR_UID | c.FATTR_GID
-_HANDLE = c.FATTR_FH | c.FATTR_LOCKOWNER
+_NO_CHANGE = c.FATTR_FH | c.FATTR_LOCKOWNER | c.FATTR_CTIME
 _TIMES = c.FATTR_ATIME | c.FATTR_MTIME
 _STATX_FLAGS = 0x6000  # AT_STATX_FORCE_SYNC, AT_STATX_DONT_SYNC: what a caller may choose
 _MODE_BITS = 0o7777
@@ -42,7 +42,7 @@ class Attributes(TreeBase):
         inode = self.inodes.get(nodeid)
         valid = attrs.valid
         fd = self.files.get(attrs.fh, nodeid).fd if valid & c.FATTR_FH and inode.kind == stat.S_IFREG else None
-        if valid & _OWNER or not valid & ~_HANDLE:
+        if valid & _OWNER or not valid & ~_NO_CHANGE:
             self._chown(inode, attrs)
         if valid & c.FATTR_MODE:
             os.chmod(str(inode.fd), attrs.mode & _MODE_BITS, dir_fd=self.proc)
