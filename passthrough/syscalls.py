@@ -48,7 +48,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _function(name: str, *arguments: Any, result: Any = c_int) -> Any:
-    function = getattr(_libc, name)
+    function = _libc[name]  # not an attribute: that is one object for all who ask for `syscall`
     function.argtypes = arguments
     function.restype = result
     return function

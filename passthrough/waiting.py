@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 WAKE_SIGNAL = signal.SIGURG
 _RESEND_S = 0.01
+# To those who wait when the session ends. EINTR is for callers who gave up: Linux makes ERESTARTSYS of it (fuse_setlk),
+# and a program that no signal has come to would see that number, 512.
+_ENDED = errno.ECONNABORTED
 
 
 def install_wake_signal() -> None:
@@ -54,7 +57,7 @@ class Waiters:
         waiter = _Waiter(ctx)
         with self._lock:
             if self._closed:  # it came while the session ended
-                raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+                raise OSError(_ENDED, os.strerror(_ENDED))
             if ctx.unique in self._waiting:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
             if len(self._unanswered) >= self._limit:
@@ -75,6 +78,8 @@ class Waiters:
 
     def _run(self, waiter: _Waiter, work: Callable[[], int], answer: Callable[[int], None]) -> None:
         result = work()
+        if result == -errno.EINTR and self._closed:
+            result = -_ENDED
         waiter.done.set()
         with self._lock:  # before the answer: the peer may use the number again as soon as it has it
             del self._waiting[waiter.ctx.unique]

@@ -1,0 +1,1 @@
+"""The tests: unit and wire (no kernel), mounted (real mounts, real programs)."""

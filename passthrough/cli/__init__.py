@@ -14,6 +14,7 @@ from . import parser
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own) and return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _open_streams()
     try:
         return _dispatch(os.path.basename(sys.argv[0]), words)
     except UserError as error:
@@ -31,6 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return exitcodes.BUG
+
+
+def _open_streams() -> None:
+    """Started with closed standard streams, a descriptor of ours would become one, and be taken for it."""
+    while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def _one_line(text: str) -> str:

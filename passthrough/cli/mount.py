@@ -1,5 +1,6 @@
 """passthrough mount: from the options to a mount that answers."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -31,10 +32,9 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
         return _serve(source_fd, request, options, ready, os.path.abspath(source))
 
     stays = foreground or options.debug
-    watched = options.auto_unmount and mounting.may_mount()  # for an ordinary user fusermount3 does it
 
     def begin(ready: background.Ready) -> int:
-        return _watched(serve, ready, real, detached=not stays) if watched else serve(ready)
+        return _watched(serve, ready, real, detached=not stays) if options.auto_unmount else serve(ready)
 
     log.to_stderr(debug=options.debug)
     if stays:
@@ -91,7 +91,7 @@ def _within_rights(options: MountOptions) -> MountOptions:
 def _user_allow_other() -> bool:
     try:
         with open(_FUSE_CONF, encoding="utf-8", errors="replace") as lines:
-            return any(line.strip() == "user_allow_other" for line in lines)
+            return any(line.partition("#")[0].strip() == "user_allow_other" for line in lines)
     except OSError:
         return False
 
@@ -106,7 +106,6 @@ def _request(source: str, mountpoint: str, options: MountOptions) -> mounting.Mo
         owner_only=options.allow_root,
         default_permissions=options.default_permissions,
         max_read=options.max_read,
-        auto_unmount=options.auto_unmount,
     )
 
 
@@ -135,7 +134,10 @@ def _serve(
 
 
 def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoint: str, *, detached: bool) -> int:
-    """auto_unmount for root: a process that outlives the daemon, however that ends, and clears the mount."""
+    """auto_unmount: a process that outlives the daemon, however that ends, and clears the mount.
+
+    fusermount3 has an option of that name, which before libfuse 3.15 does nothing without allow_other.
+    """
     daemon = os.fork()
     if daemon == 0:
         sandbox.die_with_parent()
@@ -158,4 +160,6 @@ def _see_that_it_answers(mountpoint: str) -> None:
     try:
         os.stat(mountpoint)
     except OSError as error:
+        with contextlib.suppress(OSError, UserError):
+            mounting.unmount(mountpoint, lazy=True, force=True)
         raise UserError(f"{mountpoint}: the mount does not answer: {error.strerror}", exitcodes.SERVING) from error

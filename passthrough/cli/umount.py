@@ -37,9 +37,10 @@ def run(mountpoint: str) -> int:
 
 
 def _absolute(path: str) -> str:
-    """Without a look at the mount itself, which may be dead."""
+    """Without symlinks, and without a look at the mount itself, which may be dead."""
     parent, name = os.path.split(os.path.abspath(path))
-    return os.path.join(os.path.realpath(parent), name)
+    point = os.path.join(os.path.realpath(parent), name)
+    return point if mountinfo.top_mount(point) else os.path.realpath(point)
 
 
 def _process(daemon: state.Daemon | None) -> int | None:
@@ -55,6 +56,8 @@ def _unmount(point: str, daemon: int | None) -> None:
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
             raise UserError(f"{point}: not allowed to unmount: {error.strerror}", exitcodes.PERMISSION) from error
+        if error.errno == errno.EINVAL:
+            raise UserError(f"{point}: nothing is mounted there any more", exitcodes.NOT_MOUNTED) from error
         if error.errno != errno.EBUSY:
             raise UserError(f"{point}: cannot unmount: {error.strerror}") from error
         if daemon is None:

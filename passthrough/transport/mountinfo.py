@@ -1,6 +1,7 @@
 """What is mounted, by /proc/self/mountinfo (proc_pid_mountinfo(5)): reading it never touches a mounted file system."""
 
 import re
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ def _unescape(text: str) -> str:
 
 def mounts() -> Iterator[Mount]:
     """All mounts of this namespace, in the order of mounting: of several on one point the last is on top."""
-    with open(_MOUNTINFO, encoding="utf-8", errors="surrogateescape") as lines:
+    with open(_MOUNTINFO, encoding=sys.getfilesystemencoding(), errors="surrogateescape", newline="\n") as lines:
         for line in lines:
             left, _, right = line.rstrip("\n").partition(" - ")
             ident, parent, device, root, point, options = left.split(" ")[:6]

@@ -7,11 +7,12 @@ fusermount3 hands the descriptor over a socket whose number it finds in _FUSE_CO
 import array
 import errno
 import os
+import re
 import shutil
 import socket
 import stat
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .. import exitcodes, syscalls
 from ..errors import UserError
@@ -47,7 +48,6 @@ class MountRequest:
     owner_only: bool = False  # with allow_other: the server lets in root and the one who mounted, nobody else
     default_permissions: bool = True
     max_read: int = 0
-    auto_unmount: bool = False
     nonempty: bool = False
 
 
@@ -60,7 +60,6 @@ class Mounted:
     by_helper: bool
     mount_id: int = 0
     device: str = ""
-    keep: list[socket.socket] = field(default_factory=list)
 
     def locate(self) -> None:
         """Learn the mount's id and device number, by which it is told from others on the same path."""
@@ -140,12 +139,16 @@ def _is_empty(path: str) -> bool:
         return True  # not ours to see; mount(2) or fusermount3 decides
 
 
+def _no_device() -> UserError:
+    return UserError(f"{DEVICE} is missing: load the module (modprobe fuse)", exitcodes.NO_DEVICE)
+
+
 def open_device() -> int:
     """A fresh descriptor of /dev/fuse."""
     try:
         return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise UserError(f"{DEVICE} is missing: load the module (modprobe fuse)", exitcodes.NO_DEVICE) from error
+        raise _no_device() from error
     except OSError as error:
         raise UserError(f"{DEVICE}: {error.strerror}; as root: chmod 0666 {DEVICE}", exitcodes.NO_DEVICE) from error
 
@@ -196,22 +199,19 @@ def _mount_by_helper(request: MountRequest) -> Mounted:
         command = [_need_helper(), "-o", _helper_options(request), "--", request.mountpoint]
         environment = {**os.environ, "_FUSE_COMMFD": str(theirs.fileno())}
         process = subprocess.Popen(
-            command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command,
+            env=environment,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
-    fd = _receive_descriptor(ours)
+    with ours:
+        fd = _receive_descriptor(ours)
+    _, errors = process.communicate()
     if fd is None:
-        ours.close()
-        _, errors = process.communicate()
-        raise _helper_error(request, errors.decode(errors="replace").strip())
-    mounted = Mounted(fd, request.mountpoint, by_helper=True)
-    if request.auto_unmount:
-        mounted.keep.append(ours)  # fusermount3 stays, and unmounts when this socket is closed, however we end
-        if process.stderr:
-            process.stderr.close()
-    else:
-        ours.close()
-        process.communicate()
-    return mounted
+        raise _helper_error(request, errors.decode(errors="replace"))
+    return Mounted(fd, request.mountpoint, by_helper=True)
 
 
 def _need_helper() -> str:
@@ -226,7 +226,7 @@ def _need_helper() -> str:
 
 def _helper_options(request: MountRequest) -> str:
     words = sorted(request.flags & _HELPER_FLAGS)
-    words += [name for name in ("default_permissions", "allow_other", "auto_unmount") if getattr(request, name)]
+    words += [name for name in ("default_permissions", "allow_other") if getattr(request, name)]
     if request.max_read:
         words.append(f"max_read={request.max_read}")
     words.append("fsname=" + _escape(request.fsname))
@@ -251,15 +251,21 @@ def _receive_descriptor(channel: socket.socket) -> int | None:
 
 
 def _helper_error(request: MountRequest, text: str) -> UserError:
-    line = " ".join(text.split()) or "no reason given"
-    line = line.removeprefix("fusermount3: ")
+    line = _said(text) or "no reason given"
     if "user_allow_other" in line or "allow_other" in line:
         return UserError("allow_other needs the line user_allow_other in /etc/fuse.conf", exitcodes.PERMISSION)
+    if "fuse device not found" in line:
+        return _no_device()
     if DEVICE in line:
         return UserError(f"{DEVICE}: {line}; as root: chmod 0666 {DEVICE}", exitcodes.NO_DEVICE)
     if "ermi" in line or "user has no write access" in line or "not permitted" in line:
         return UserError(f"{request.mountpoint}: not allowed to mount here: {line}", exitcodes.PERMISSION)
     return UserError(f"{request.mountpoint}: mount failed: {line}", exitcodes.MOUNT_FAILED)
+
+
+def _said(text: str) -> str:
+    """What fusermount3 said, on one line and without its own name, which is the path that it was called by."""
+    return re.sub(r"(?<!\S)\S*fusermount3: ", "", " ".join(text.split()))
 
 
 def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> None:
@@ -276,7 +282,7 @@ def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> None
     command = [_need_helper(), "-u", *(["-z"] if lazy else []), "--", mountpoint]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if result.returncode:
-        line = " ".join(result.stderr.decode(errors="replace").split()).removeprefix("fusermount3: ")
+        line = _said(result.stderr.decode(errors="replace"))
         if "busy" in line:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), mountpoint)
         raise UserError(f"{mountpoint}: {line or 'fusermount3 failed'}", exitcodes.PERMISSION)

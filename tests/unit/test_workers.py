@@ -9,7 +9,7 @@ import pytest
 from passthrough.transport.workers import Crew
 from tests.mounted.harness import wait_until
 
-Job = Callable[[], None] | None
+Job = Callable[[], object] | None
 
 
 class Player:
@@ -70,7 +70,7 @@ def stage() -> Iterator[Stage]:
 def test_one_worker_does_all_quick_jobs(stage: Stage) -> None:
     done = threading.Semaphore(0)
     for _ in range(100):
-        stage.jobs.put(lambda: done.release())
+        stage.jobs.put(done.release)
         assert done.acquire(timeout=30)
     assert sum(player.served > 0 for player in stage.players) == 1
 
@@ -78,7 +78,7 @@ def test_one_worker_does_all_quick_jobs(stage: Stage) -> None:
 def test_a_stuck_job_holds_up_nobody_and_the_helpers_rest_again(stage: Stage) -> None:
     let_go, done = threading.Event(), threading.Event()
     for _ in range(3):
-        stage.jobs.put(lambda: None if let_go.wait(30) else None)
+        stage.jobs.put(lambda: bool(let_go.wait(30)))
     wait_until(lambda: stage.working() == 3, "three workers in stuck jobs")
     stage.jobs.put(done.set)
     assert done.wait(30)
@@ -89,7 +89,7 @@ def test_a_stuck_job_holds_up_nobody_and_the_helpers_rest_again(stage: Stage) ->
 def test_more_jobs_than_workers_wait_for_one(stage: Stage) -> None:
     let_go, done = threading.Event(), threading.Event()
     for _ in range(4):
-        stage.jobs.put(lambda: None if let_go.wait(30) else None)
+        stage.jobs.put(lambda: bool(let_go.wait(30)))
     stage.jobs.put(done.set)
     wait_until(lambda: stage.working() == 4, "all workers in stuck jobs")
     assert not done.is_set()

@@ -27,6 +27,7 @@ BY_NAME = syscalls.AT_SYMLINK_NOFOLLOW | syscalls.AT_NO_AUTOMOUNT
 PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 RESERVED_DESCRIPTORS = 64
 """Descriptors that clients may not pin: ours, and those that a request holds for a moment."""
+_PASS_S = 0.05
 
 _FOPEN = {
     Cache.NEVER: c.FOPEN_DIRECT_IO,
@@ -197,10 +198,11 @@ class TreeBase(FileSystem):
         with self.credentials.killing_privileges(open_flags & c.FUSE_OPEN_KILL_SUIDGID):
             try:
                 fd = self.reopen(inode, wanted)
-            except PermissionError:
-                if not self.writeback or flags & os.O_ACCMODE != os.O_WRONLY:
+            except PermissionError:  # as asked, then: the file may not be read, or be written by appending alone
+                exact = wanted & ~os.O_ACCMODE | flags & (os.O_ACCMODE | os.O_APPEND)
+                if exact == wanted:
                     raise
-                fd = self.reopen(inode, wanted & ~os.O_ACCMODE | os.O_WRONLY)
+                fd = self.reopen(inode, exact)
         return Opened(self.files.add(Handle(fd, inode)), self.fopen_flags(flags))
 
     def proc_path(self, inode: Inode) -> str:
@@ -216,12 +218,18 @@ class TreeBase(FileSystem):
             return self._masks.setdefault(key[1:3], len(self._masks) << 48)
 
     def afford(self) -> None:
-        """ENFILE when clients have pinned all descriptors that they may; before that, ask the kernel to let some go."""
+        """ENFILE when clients have pinned all descriptors that they may; before that, ask the kernel to let some go.
+
+        Near the limit who asks must wait for that: a walk can pin faster than the janitor frees.
+        """
         pinned = len(self.inodes) + len(self.files) + len(self.dirs)
         if pinned * 4 < self.limit * 3:
             return
         if self._janitor is not None:
             self._janitor.wake()
+            if pinned * 8 >= self.limit * 7:
+                self._janitor.wait_for_pass(_PASS_S)
+                pinned = len(self.inodes) + len(self.files) + len(self.dirs)
         if pinned >= self.limit:
             if not self._warned:
                 self._warned = True

@@ -60,10 +60,12 @@ class InodeMap:
         self._by_nodeid = {root.nodeid: root}
         self._by_key = {root.key: root}
         self._numbers = itertools.count(FUSE_ROOT_ID + 1)
+        self._closing = 0
         self.root = root
 
     def __len__(self) -> int:
-        return len(self._by_nodeid)
+        """How many descriptors these hold: those that are being closed count until they are."""
+        return len(self._by_nodeid) + self._closing
 
     def get(self, nodeid: int) -> Inode:
         """The inode with this nodeid. EBADF for one that was never handed out, or was forgotten."""
@@ -115,6 +117,11 @@ class InodeMap:
                     del self._by_nodeid[nodeid]
                     del self._by_key[inode.key]
                     dropped.append(inode)
+            count = len(dropped)
+            self._closing += count
+        dropped.clear()
+        with self._lock:
+            self._closing -= count
 
     def oldest(self, count: int) -> list[Inode]:
         """The count inodes that were remembered (or returned by this method) longest ago; never the root.

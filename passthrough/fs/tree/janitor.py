@@ -31,6 +31,8 @@ class Janitor:
         self._stopped = False
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._passed = threading.Condition()
+        self._passes = 0
 
     def wake(self) -> None:
         """Ask for room; returns at once. The thread starts with the first call."""
@@ -41,6 +43,13 @@ class Janitor:
                 self._thread = threading.Thread(target=self._run, name="janitor", daemon=True)
                 self._thread.start()
         self._wanted.set()
+
+    def wait_for_pass(self, seconds: float) -> None:
+        """Wake it, and hold on until it has been through once: who asks for descriptors waits for them to be freed."""
+        with self._passed:
+            before = self._passes
+            self.wake()
+            self._passed.wait_for(lambda: self._passes != before or self._stopped, seconds)
 
     def stop(self) -> None:
         """End the thread after what it is doing now."""
@@ -54,6 +63,9 @@ class Janitor:
             if self._stopped:
                 return
             self._prune()
+            with self._passed:
+                self._passes += 1
+                self._passed.notify_all()
 
     def _prune(self) -> None:
         tree = self._tree
