@@ -51,7 +51,7 @@ def examine(directory: str) -> list[Finding]:
         try:
             offer = _offer()
         except (OSError, UserError) as error:
-            found.append(Finding("mount", State.MISSING, f"a trial mount failed: {error}", "see the line itself"))
+            found.append(Finding("mount", State.MISSING, f"a trial mount failed: {error}", "mend that, and ask again"))
     found += [_version(offer), _passthrough(offer), _io_uring(offer), _namespaces(), _file_handles(directory), _limit()]
     return found
 

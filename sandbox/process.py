@@ -17,11 +17,20 @@ def plan() -> Plan:
         Step("write no core file", lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)), "", required=False),
         Step("raise RLIMIT_NOFILE to what is allowed", _raise_nofile, "a limit of this container", required=False),
     ]
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and _may_set_groups():
         steps.append(
             Step("drop the supplementary groups", lambda: os.setgroups(()), "no CAP_SETGID, or a user namespace")
         )
     return steps
+
+
+def _may_set_groups() -> bool:
+    """Not in an ordinary user's own namespace (user_namespaces(7)): there the groups are that user's, and stay."""
+    try:
+        with open("/proc/self/setgroups", encoding="ascii") as file:
+            return file.read().strip() != "deny"
+    except FileNotFoundError:
+        return True
 
 
 def _umask(mask: int) -> None:

@@ -39,6 +39,9 @@ def _open_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
+    for fd, name in (1, "stdout"), (2, "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(fd, "w", closefd=False))
 
 
 def _one_line(text: str) -> str:

@@ -5,6 +5,7 @@ The message on the pipe is the exit status in one byte, then the line for the us
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -54,7 +55,10 @@ def _daemon(serve: ServeFunction, silence: Callable[[], None], writer: int) -> i
     def ready() -> None:
         silence()
         close_streams()
-        report(exitcodes.OK)
+        try:
+            report(exitcodes.OK)
+        except BrokenPipeError:  # the starter was ended meanwhile: end like a daemon that was told to
+            os.kill(os.getpid(), signal.SIGTERM)
 
     try:
         os.setsid()

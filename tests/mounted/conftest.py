@@ -38,7 +38,7 @@ def _bound(content: Path, over: str) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", over], check=True)
+        subprocess.run(["umount", "--lazy", over], check=True)  # somebody may have it open, then it is busy
 
 
 @pytest.fixture(scope="session")
@@ -58,13 +58,13 @@ def user() -> Iterator[int]:
 
 
 @pytest.fixture
-def user_allow_other(tmp_path: Path) -> Iterator[None]:
-    """/etc/fuse.conf lets ordinary users use allow_other."""
+def user_allow_other(tmp_path: Path) -> Iterator[Path]:
+    """/etc/fuse.conf lets ordinary users use allow_other; the file that stands in for it."""
     conf = tmp_path / "fuse.conf"
     conf.write_text("user_allow_other\n")
     conf.chmod(0o644)
     with _bound(conf, "/etc/fuse.conf"):
-        yield
+        yield conf
 
 
 @pytest.fixture

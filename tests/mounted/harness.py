@@ -1,12 +1,13 @@
 """Mounts for tests: made by the real command, cleared whatever happens, conditions waited for instead of time.
 
-Rules: every mount is made through `Harness.mount`, which remembers it; `Harness.close` (called by the fixture, also when
-a test failed) unmounts all of them, ends the daemons that it started, and complains about one that would not go.
+Rules: every mount is made through `Harness.mount`, which remembers it; `Harness.close` (called by the fixture, also
+when a test failed) unmounts all of them, ends the daemons that it started, and complains about one that would not go.
 """
 
 import contextlib
 import os
 import re
+import resource
 import select
 import shutil
 import signal
@@ -40,12 +41,12 @@ def run(*words: str | os.PathLike[str], user: int | None = None, **more: object)
         environment.pop("XDG_RUNTIME_DIR", None)
         options |= {"user": user, "group": user, "extra_groups": []}
     options |= more
-    return subprocess.run([*COMMAND, *map(os.fspath, words)], check=False, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(command(*words), check=False, **options)  # type: ignore[call-overload, no-any-return]
 
 
 def mount_line(point: Path) -> str | None:
     """The line of /proc/self/mountinfo for the topmost mount on this path, or None."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         found = [line for line in lines if line.split(" ")[4] == _escaped(point)]
     return found[-1] if found else None
 
@@ -92,15 +93,26 @@ class Harness:
         return path
 
     def mount(
-        self, *options: str, source: Path | None = None, point: Path | None = None, user: int | None = None
+        self,
+        *options: str,
+        source: Path | None = None,
+        point: Path | None = None,
+        user: int | None = None,
+        descriptors: int | None = None,
     ) -> Mount:
-        """`passthrough mount OPTIONS SRC MNT`; AssertionError with its standard error where it fails."""
+        """`passthrough mount OPTIONS SRC MNT`; AssertionError with its standard error where it fails.
+
+        descriptors is the daemon's RLIMIT_NOFILE.
+        """
         mount = Mount(source or self.directory("source"), point or self.directory("mount"))
         if user is not None:
             for path in (mount.source, mount.point):
                 os.chown(path, user, user)
         self.mounts.append(mount)
-        result = run("mount", *options, mount.source, mount.point, user=user)
+        more: dict[str, object] = {}
+        if descriptors is not None:
+            more["preexec_fn"] = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+        result = run("mount", *options, mount.source, mount.point, user=user, **more)
         assert result.returncode == 0, result.stderr
         mount.pid = daemon_pid(mount.point, user)
         return mount
@@ -138,7 +150,7 @@ def daemon_pid(point: Path, user: int | None = None) -> int | None:
         return None
     directory = "/run/passthrough" if user is None and os.geteuid() == 0 else f"/tmp/passthrough-{user or os.geteuid()}"
     try:
-        with open(f"{directory}/{line.split(' ')[2]}.daemon", encoding="utf-8") as file:
+        with open(f"{directory}/{line.split(' ')[2]}.daemon", encoding="utf-8", errors="replace") as file:
             return int(file.readline())
     except OSError:
         return None
@@ -161,25 +173,25 @@ def ended(pid: int, timeout: float = TIMEOUT_S) -> bool:
 @contextlib.contextmanager
 def background(*words: str, **more: object) -> Iterator[subprocess.Popen[str]]:
     """A process that is ended with the block, however it ends."""
-    process = subprocess.Popen(words, text=True, **more)  # type: ignore[call-overload]
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+    with subprocess.Popen(words, text=True, **more) as process:  # type: ignore[call-overload]
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
 
 
 def command(*words: str | os.PathLike[str]) -> Sequence[str]:
     """Our command line as a list, for Popen."""
-    return [*COMMAND, *map(os.fspath, words)]
+    return [*COMMAND, *(os.fspath(word) for word in words)]
 
 
 def apart(setup: str, *words: str | os.PathLike[str], user: int | None = None) -> subprocess.CompletedProcess[str]:
     """Run our command in a mount namespace of its own, which the shell lines `setup` have changed before."""
     become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user is not None else []
+    shell = ["unshare", "--mount", "--propagation=private", "sh", "-ec", f'{setup}\nexec "$@"', "sh"]
     return subprocess.run(
-        ["unshare", "--mount", "--propagation=private", "sh", "-ec", f'{setup}\nexec "$@"', "sh", *become, *command(*words)],
+        [*shell, *become, *command(*words)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         check=False,
         capture_output=True,
@@ -208,5 +220,5 @@ def processes_about(path: Path) -> list[int]:
 
 def mounts_below(path: Path) -> list[str]:
     """The mount points at or below this path."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         return [point for point in (line.split(" ")[4] for line in lines) if Path(point).is_relative_to(_escaped(path))]

@@ -195,7 +195,7 @@ def test_the_end_of_a_session_ends_its_waits(end: str, locking: LockingFileSyste
         handle(server, request(38) if end == "destroy" else init_request())
     # Not `answer()`: by now they must have been given.
     answers = {channel.answers.get_nowait() for _ in range(3)}
-    assert answers == {(unique, -errno.EINTR) for unique in (11, 13, 15)}
+    assert answers == {(unique, -errno.ECONNABORTED) for unique in (11, 13, 15)}
 
 
 def test_an_interrupt_of_an_old_session_is_forgotten(locking: LockingFileSystem, channel: FakeChannel) -> None:
@@ -233,7 +233,7 @@ def test_a_server_has_a_limit(locking: LockingFileSystem, monkeypatch: pytest.Mo
     handle(server, _interrupt(11))
     assert channel.answer() == (11, -errno.EINTR)
     server.close()
-    assert channel.answer() == (13, -errno.EINTR)
+    assert channel.answer() == (13, -errno.ECONNABORTED)
     # The two that ended have made room.
     locking.free.set()
     assert handle(server, init_request()) == 64
@@ -257,7 +257,7 @@ def test_no_thread_to_be_had_is_enolck(
     assert handle(server, _setlkw(11), channel) is None
     locking.must_wait()
     server.close()
-    assert channel.answer() == (11, -errno.EINTR)
+    assert channel.answer() == (11, -errno.ECONNABORTED)
 
 
 class Work:
@@ -399,12 +399,12 @@ def test_a_thread_that_is_gone_is_not_woken() -> None:
     syscalls.tgkill(os.getpid(), thread.native_id, waiting.WAKE_SIGNAL)
 
 
-def test_a_wait_that_begins_while_the_session_ends_is_interrupted() -> None:
+def test_a_wait_that_begins_while_the_session_ends_is_aborted() -> None:
     """Another queue was between its first try and the wait: it must not outlive the session."""
     waiters = Waiters()
     waiters.close()
     work = Work(11)
-    with pytest.raises(InterruptedError):
+    with pytest.raises(ConnectionAbortedError):
         waiters.start(work.ctx, work, work.answer)
     assert not work.started.is_set()
 

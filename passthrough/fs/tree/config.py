@@ -9,7 +9,7 @@ DAY_NS = 86_400 * NS_PER_S
 
 class Cache(Enum):
     """How much the kernel may remember. NEVER: nothing; METADATA: names and attributes; AUTO: both for a second, and
-    data between opens while it is unchanged; ALWAYS: everything, for those who alone change the directory."""
+    data while a file is open and unchanged; ALWAYS: everything, for those who alone change the directory."""
 
     NEVER = "never"
     METADATA = "metadata"

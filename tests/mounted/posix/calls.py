@@ -26,6 +26,7 @@ _libc.renameat2.argtypes = (c_int, c_char_p, c_int, c_char_p, c_uint)
 _libc.fallocate.argtypes = (c_int, c_int, c_long, c_long)
 _libc.linkat.argtypes = (c_int, c_char_p, c_int, c_char_p, c_int)
 _libc.utimensat.argtypes = (c_int, c_char_p, c_char_p, c_int)
+_libc.futimens.argtypes = (c_int, c_char_p)
 _libc.statx.argtypes = (c_int, c_char_p, c_int, c_uint, c_void_p)
 _libc.getxattr.argtypes = (c_char_p, c_char_p, c_void_p, c_size_t)
 _libc.getxattr.restype = c_ssize_t
@@ -70,7 +71,7 @@ def utimensat(path: Path, atime: tuple[int, int], mtime: tuple[int, int], *, fol
 
 
 def futimens(fd: int, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
-    _check(_libc.utimensat(fd, None, struct.pack("=qqqq", *atime, *mtime), 0))
+    _check(_libc.futimens(fd, struct.pack("=qqqq", *atime, *mtime)))
 
 
 def birth(path: Path) -> tuple[int, int] | None:
@@ -99,7 +100,8 @@ def syncfs(fd: int) -> None:
 
 def getdents(fd: int, size: int) -> bytes:
     buffer = ctypes.create_string_buffer(size)
-    return buffer.raw[: _check(_libc.getdents64(fd, buffer, size))]
+    length = _check(_libc.getdents64(fd, buffer, size))
+    return buffer.raw[:length]
 
 
 def get_flags(fd: int) -> int:

@@ -19,6 +19,10 @@ T = TypeVar("T")
 NOBODY = 65534
 
 
+def _say(fd: int) -> None:
+    os.write(fd, b"!")
+
+
 class Child(Generic[T]):
     """A call that runs in a process of its own. It may say `announce()` when it is about to do what is waited for."""
 
@@ -40,7 +44,7 @@ class Child(Generic[T]):
                 os.setresuid(uid, uid, uid)
                 if umask is not None:
                     os.umask(umask)
-                answer: tuple[bool, object] = (True, call(lambda: os.write(announced, b"!") and None))
+                answer: tuple[bool, object] = (True, call(lambda: _say(announced)))
             except BaseException as error:  # all of it is the answer
                 answer = (False, error)
             try:

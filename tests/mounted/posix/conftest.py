@@ -11,6 +11,7 @@ import pytest
 from ..harness import Harness
 from .modes import MODES, Mode, Shared, Tree, remove
 
+_LOG = Path("/run/passthrough/daemon.log")
 _numbers = itertools.count(1)
 
 
@@ -36,9 +37,18 @@ def running(request: pytest.FixtureRequest) -> Iterator[Running]:
     harness.base.chmod(0o755)
     mode: Mode = request.param
     try:
-        yield Running(mode, mode.share(harness))
+        shared = mode.share(harness)
+        yield Running(mode, shared)
     finally:
         harness.close()
+    assert _said(shared.daemon) == [], "the daemon had something to complain about"
+
+
+def _said(daemon: int | None) -> list[str]:
+    """The daemon's lines in the log that it keeps where there is no system log."""
+    if daemon is None or not _LOG.exists():
+        return []
+    return [line for line in _LOG.read_text(encoding="utf-8").splitlines() if f"passthrough[{daemon}]" in line]
 
 
 @pytest.fixture
@@ -59,5 +69,7 @@ def tree(running: Running, request: pytest.FixtureRequest) -> Iterator[Tree]:
         if made.compared and request.session.testsfailed == failed:
             made.compare()
     finally:
-        remove(made.mount)
+        if made.compared:
+            remove(made.mount)
+        remove(made.source)
         remove(made.plain)
