@@ -11,11 +11,13 @@ import sandbox
 
 from .. import exitcodes, log
 from ..errors import UserError
-from ..fs.tree import Covered, Tree
+from ..fs.tree import Choice, Covered, Tree
 from ..options import MountOptions
 from ..transport import mounting
 from . import background, state
 from .serving import Mount
+
+_log = logging.getLogger(__name__)
 
 _FUSE_CONF = "/etc/fuse.conf"
 
@@ -77,12 +79,16 @@ def _within_rights(options: MountOptions) -> MountOptions:
                 exitcodes.USAGE,
             )
         return options
+    if options.passthrough is Choice.ON:
+        raise UserError(
+            "passthrough=on needs CAP_SYS_ADMIN: mount as root, or use passthrough=auto", exitcodes.PERMISSION
+        )
     left_out = []
     if (options.allow_other or options.allow_root) and not _user_allow_other():
         left_out.append(f"allow_other (root can allow it: the line user_allow_other in {_FUSE_CONF})")
         options = replace(options, allow_other=False, allow_root=False)
     left_out += [f"{word} (root alone may have it)" for word in ("suid", "dev") if getattr(options, word)]
-    options = replace(options, suid=False, dev=False)
+    options = replace(options, suid=False, dev=False, passthrough=Choice.OFF)
     if left_out:
         print("passthrough: left out for an ordinary user: " + ", ".join(left_out), file=sys.stderr)
     return options
@@ -118,7 +124,9 @@ def _serve(
     except sandbox.SandboxError as error:
         raise UserError(str(error), exitcodes.SANDBOX) from error
     for line in left_out:
-        logging.getLogger(__name__).warning("left out: %s", line)
+        _log.warning("left out: %s", line)
+    if options.writeback and options.passthrough is Choice.AUTO:
+        _log.info("with writeback the kernel does not read and write the files itself: passthrough=off")
     covered = Covered.before_mount(request.mountpoint)
     tree = Tree(source_fd, options.tree(), covered)
     mount = Mount(
@@ -126,6 +134,7 @@ def _serve(
         request,
         threads=options.threads,
         max_write=options.max_write,
+        io_uring=options.io_uring,
         debug=options.debug,
         source=source,
     )
@@ -150,7 +159,7 @@ def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoin
         try:
             mounting.unmount(mountpoint, lazy=True)
         except (OSError, UserError) as error:
-            logging.getLogger(__name__).error("%s: cannot clear the mount: %s", mountpoint, error)
+            _log.error("%s: cannot clear the mount: %s", mountpoint, error)
     return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else exitcodes.SERVING
 
 

@@ -16,7 +16,7 @@ from passthrough.filesystem import FileSystem
 from passthrough.protocol.negotiation import Wishes
 from passthrough.server import Server
 from passthrough.transport import devfuse
-from passthrough.transport.devfuse import Queue, Session
+from passthrough.transport.devfuse import Queue
 from passthrough.transport.workers import Crew
 
 INIT = bytes.fromhex(
@@ -175,7 +175,7 @@ def test_a_refused_reply_does_not_end_the_queue(
 def test_the_session_says_when_its_last_queue_has_ended(device: tuple[socket.socket, int]) -> None:
     kernel, fd = device
     session = Session(fd, 3, 1 << 16)
-    session.start(Server(FileSystem(), Wishes(), notifier=session))
+    session.start(Server(FileSystem(), Wishes(), kernel=session))
     kernel.close()
     assert session.join(30)
     assert os.eventfd_read(session.ended) == 1
