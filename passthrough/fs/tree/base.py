@@ -36,6 +36,9 @@ _FOPEN = {
     Cache.ALWAYS: c.FOPEN_KEEP_CACHE,
 }
 
+_NO_FLUSH = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0x858458F6, 0xF2F52010})
+"""statfs types whose files have no flush operation: ext2 to ext4, xfs, btrfs, tmpfs, ramfs, f2fs (linux/magic.h)."""
+
 # Where things are in the result of syscalls.statx.
 ST_MODE = 6
 key_of = itemgetter(7, 21, 22, 23)
@@ -84,6 +87,7 @@ class TreeBase(FileSystem):
         self.proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.credentials = Credentials()
         self.writeback = False
+        self._quiet: dict[tuple[int, ...], bool] = {}
         self._masks: dict[tuple[int, int], int] = {}
         self._masks_lock = threading.Lock()
         st = syscalls.statx(root_fd, b"", syscalls.AT_EMPTY_PATH, MASK)
@@ -190,12 +194,24 @@ class TreeBase(FileSystem):
             flags = flags & ~os.O_ACCMODE | os.O_RDWR
         return flags
 
-    def fopen_flags(self, flags: int) -> int:
-        """What the kernel may do with an opened file. A flush says nothing where nothing was written or locked."""
+    def fopen_flags(self, inode: Inode, flags: int) -> int:
+        """What the kernel may do with an opened file.
+
+        A flush says nothing where nothing was written, and where closing a file cannot fail; with locks of ours it is
+        how we hear of a close.
+        """
         found = _FOPEN[self.config.cache]
-        if flags & os.O_ACCMODE == os.O_RDONLY and not self.config.posix_lock:
+        if not self.config.posix_lock and (flags & os.O_ACCMODE == os.O_RDONLY or self._closes_quietly(inode)):
             found |= c.FOPEN_NOFLUSH
         return found
+
+    def _closes_quietly(self, inode: Inode) -> bool:
+        """Whether this file system's files have no flush operation, so that close(2) of them reports nothing."""
+        device = inode.key[1:3]
+        quiet = self._quiet.get(device)
+        if quiet is None:
+            quiet = self._quiet[device] = syscalls.filesystem_type(inode.fd) in _NO_FLUSH
+        return quiet
 
     def open_inode(self, inode: Inode, flags: int, open_flags: int) -> Opened:
         """OPEN of a regular file.
@@ -228,11 +244,11 @@ class TreeBase(FileSystem):
         backing_id = self._backings.open(inode) if self._backings is not None else 0
         if backing_id:
             return self._backed(inode, fd, flags, backing_id)
-        return Opened(self.files.add(Handle(fd, inode)), self.fopen_flags(flags))
+        return Opened(self.files.add(Handle(fd, inode)), self.fopen_flags(inode, flags))
 
     def _backed(self, inode: Inode, fd: int | None, flags: int, backing_id: int) -> Opened:
         handle = BackedHandle(inode, fd, lambda: self._open_for(inode, flags & ~os.O_TRUNC))
-        quiet = self.fopen_flags(flags) & c.FOPEN_NOFLUSH
+        quiet = self.fopen_flags(inode, flags) & c.FOPEN_NOFLUSH
         return Opened(self.files.add(handle), c.FOPEN_PASSTHROUGH | quiet, backing_id)
 
     def closed(self, handle: Handle) -> None:
