@@ -139,8 +139,16 @@ def _serve(
         source=source,
     )
     mount.start()
+    _tame_collector()
     ready()
     return mount.run()
+
+
+def _tame_collector() -> None:
+    """What was imported lives for ever, and serving makes no cycles: looking for them often costs more than it finds."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
 
 
 def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoint: str, *, detached: bool) -> int:
