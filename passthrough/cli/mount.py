@@ -1,5 +1,6 @@
 """passthrough mount: from the options to a mount that answers."""
 
+import gc
 import logging
 import os
 import signal
@@ -145,7 +146,7 @@ def _serve(
 
 
 def _tame_collector() -> None:
-    """What was imported lives for ever, and serving makes no cycles: looking for them often costs more than it finds."""
+    """What was imported lives for ever, and serving makes no cycles: looking for them costs more than it finds."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
