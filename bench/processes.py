@@ -89,9 +89,7 @@ def command(*words: str | Path, cwd: Path | None = None) -> str:
     """Run a short command to its end and return its output; anything but exit status 0 is Failed."""
     line = shlex.join(str(word) for word in words)
     try:
-        done = subprocess.run(
-            words, cwd=cwd, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
-        )
+        done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Failed(f"{line}: {error}") from error
     if done.returncode:

@@ -46,7 +46,7 @@ __all__ = [
     "FileRange",
     "FileSystem",
     "IoctlReply",
-    "Notifier",
+    "Kernel",
     "Opened",
     "SetAttr",
     "StatFs",
@@ -56,15 +56,24 @@ __all__ = [
 ROOT_ID = constants.FUSE_ROOT_ID
 
 
-class Notifier(Protocol):
-    """How a file system tells the kernel something: sends a message made by protocol.notifications.
-
-    Returns False where the kernel does not know the node or the code. Never call it from within a request for the
-    same directory: the kernel may hold the directory's lock until that request is answered.
-    """
+class Kernel(Protocol):
+    """What a file system may ask of the kernel that it is mounted in."""
 
     def notify(self, message: bytes) -> bool:
-        """Send a message; whether the kernel took it."""
+        """Send a message made by protocol.notifications; False where the kernel does not know the node or the code.
+
+        Never call it from within a request for the same directory: the kernel may hold the directory's lock until
+        that request is answered.
+        """
+
+    def open_backing(self, fd: int) -> int:
+        """A backing id for the regular file that fd (O_PATH will do) is open on, for Opened.backing_id.
+
+        EPERM without CAP_SYS_ADMIN; EINVAL, EISDIR and ELOOP for files that the kernel cannot pass through.
+        """
+
+    def close_backing(self, backing_id: int) -> None:
+        """Give such an id back."""
 
 
 def unsupported() -> NoReturn:
@@ -77,13 +86,15 @@ class FileSystem:
 
     `flags` are the INIT flags (protocol.constants.FUSE_*) that this file system would like; whoever serves it adds
     those of the transport. `required` are flags without which the mount must fail rather than run without them.
+    `stack_depth` (1 or 2) says, with FUSE_PASSTHROUGH, how many file systems lie on each other where the files are.
     """
 
     flags: int = 0
     required: int = 0
+    stack_depth: int = 0
 
-    def init(self, agreement: Agreement, notifier: Notifier | None) -> None:
-        """The session begins: what was agreed, and where notifications go (None where the door has none)."""
+    def init(self, agreement: Agreement, kernel: Kernel | None) -> None:
+        """The session begins: what was agreed, and the kernel that is asked for more (a guest's cannot be: None)."""
 
     def destroy(self) -> None:
         """The session is over: forget every node and handle. Called at the end, and before a second init."""

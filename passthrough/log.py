@@ -22,7 +22,8 @@ def to_background(path: str) -> None:
         handler = logging.handlers.SysLogHandler(_SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
         _install(handler, f"passthrough[{os.getpid()}]: %(levelname)s: %(message)s", False)
         return
-    handler = logging.FileHandler(path, delay=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    handler = logging.StreamHandler(open(fd, "a", encoding="utf-8", errors="backslashreplace"))
     _install(handler, f"%(asctime)s passthrough[{os.getpid()}]: %(levelname)s: %(message)s", False)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from . import exitcodes
 from .errors import UserError
-from .fs.tree.config import NS_PER_S, Cache, ReaddirPlus, TreeConfig
+from .fs.tree.config import NS_PER_S, Cache, Choice, ReaddirPlus, TreeConfig
 
 KIB, MIB = 1 << 10, 1 << 20
 _SIZE = re.compile(r"(\d+)([KkMm]?)$")
@@ -43,6 +43,8 @@ class MountOptions:
     entry_timeout: int | None = None
     negative_timeout: int = 0
     writeback: bool = False
+    passthrough: Choice = Choice.AUTO
+    io_uring: Choice = Choice.AUTO
     xattr: bool = True
     posix_acl: bool | None = None
     flock: bool = False
@@ -61,6 +63,7 @@ class MountOptions:
             attr_timeout_ns=self.timeout if self.attr_timeout is None else self.attr_timeout,
             negative_timeout_ns=self.negative_timeout,
             writeback=self.writeback,
+            passthrough=self.passthrough if not self.writeback else Choice.OFF,
             readdirplus=self.readdirplus,
             xattr=self.xattr,
             posix_acl=self.posix_acl is not False,
@@ -132,7 +135,7 @@ def _subtype(text: str) -> str:
     return text
 
 
-def _one_of(kind: type[Cache] | type[ReaddirPlus]) -> Callable[[str], Any]:
+def _one_of(kind: type[Cache] | type[ReaddirPlus] | type[Choice]) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         try:
             return kind(text)
@@ -202,6 +205,21 @@ OPTIONS: tuple[Option, ...] = (
         "no_writeback is the default.",
     ),
     Option("no_writeback", "writeback", value=False),
+    Option(
+        "passthrough",
+        "passthrough",
+        "Whether the kernel reads and writes SRC's files itself: auto (where it can; the default), on or off.",
+        parse=_one_of(Choice),
+        metavar="WHEN",
+    ),
+    Option(
+        "io_uring",
+        "io_uring",
+        "Whether requests come by FUSE over io_uring, each on the CPU that asked: auto (where the kernel offers it; "
+        "the default), on or off.",
+        parse=_one_of(Choice),
+        metavar="WHEN",
+    ),
     Option("xattr", "xattr", "Extended attributes are those of SRC (the default); no_xattr: there are none."),
     Option("no_xattr", "xattr", value=False),
     Option(
@@ -302,6 +320,10 @@ def _check(options: MountOptions) -> None:
         raise UserError(
             f"writeback needs a page cache, and cache={options.cache.value} has none: cache=auto or always",
             exitcodes.USAGE,
+        )
+    if options.writeback and options.passthrough is Choice.ON:
+        raise UserError(
+            "writeback and passthrough=on exclude each other: the kernel can do one of them", exitcodes.USAGE
         )
     if options.posix_acl and not options.xattr:
         raise UserError("posix_acl and no_xattr exclude each other: an access list is an xattr", exitcodes.USAGE)

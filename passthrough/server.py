@@ -13,7 +13,7 @@ from os import strerror
 from typing import Any, Protocol
 
 from . import trace
-from .filesystem import FileSystem, Notifier
+from .filesystem import FileSystem, Kernel
 from .protocol import constants as c
 from .protocol import structs as s
 from .protocol.dirents import put_dirents, put_dirents_plus
@@ -61,8 +61,8 @@ class Server:
     """Serves one FileSystem to one session. Thread-safe: queues call handle side by side.
 
     owner, where given, is the one uid besides root that is served (allow_root): others get EACCES, but for what they
-    may do with files that they already hold. on_init is called once the agreement stands, or cannot be had: failure
-    then says why.
+    may do with files that they already hold. After INIT either agreement is set, or failure
+    says why there is none.
     """
 
     def __init__(
@@ -70,15 +70,13 @@ class Server:
         fs: FileSystem,
         wishes: Wishes,
         *,
-        notifier: Notifier | None = None,
-        on_init: Callable[[], None] = lambda: None,
+        kernel: Kernel | None = None,
         debug: Callable[[str], None] | None = None,
         owner: int | None = None,
     ) -> None:
         self._fs = fs
         self._wishes = wishes
-        self._notifier = notifier
-        self._on_init = on_init
+        self._kernel = kernel
         self._debug = debug
         self._owner = owner
         self._waiters = Waiters()
@@ -178,7 +176,6 @@ class Server:
             agreement = negotiate(offer, self._wishes)
         except (VersionError, FeatureError) as error:
             self.failure = str(error)
-            self._on_init()
             raise _fail(errno.EPROTO) from error
         if agreement is not None:
             self._begin(agreement)
@@ -188,15 +185,13 @@ class Server:
         if self.agreement is not None:
             self._end()
         try:
-            self._fs.init(agreement, self._notifier)
+            self._fs.init(agreement, self._kernel)
         except Exception as error:
             self.failure = f"the file system could not begin: {error}"
-            self._on_init()
             raise
         self.agreement = agreement
         self.failure = None
         self._calls = self._table(agreement)
-        self._on_init()
 
     def _end(self) -> None:
         self._calls = self._before

@@ -33,6 +33,7 @@ CAP_DAC_OVERRIDE, CAP_FSETID, CAP_SYS_ADMIN = 1, 4, 21
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 
 _pack_times = Struct("=qqqq").pack
+_IO_URING_SETUP, _IO_URING_ENTER = 425, 426  # the same on every architecture (asm-generic since 5.1)
 _CAPABILITY_VERSION_3 = 0x20080522
 _STATX_SIZE = 256
 _DENTS_SIZE = 1 << 16
@@ -69,8 +70,11 @@ _mount = _function("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
 _umount2 = _function("umount2", c_char_p, c_int)
 _name_to_handle_at = _function("name_to_handle_at", c_int, c_char_p, c_void_p, c_void_p, c_int)
 _utimensat = _function("utimensat", c_int, c_char_p, c_char_p, c_int)
+_fstatfs = _function("fstatfs", c_int, c_void_p)
 _syscall = _function("syscall", c_long, c_long, c_long, c_long, result=c_long)
 _setgroups = _function("syscall", c_long, c_long, c_void_p, result=c_long)
+_io_uring_setup = _function("syscall", c_long, c_uint, c_void_p, result=c_long)
+_io_uring_enter = _function("syscall", c_long, c_uint, c_uint, c_uint, c_uint, c_void_p, c_long, result=c_long)
 _numbers = _NUMBERS.get(platform.machine(), {})
 
 
@@ -210,6 +214,22 @@ def thread_set_effective(capability: int, on: bool) -> None:
         raise _error()
 
 
+def io_uring_setup(entries: int, params: bytearray) -> int:
+    """io_uring_setup(2): a close-on-exec descriptor; params (struct io_uring_params) is filled in."""
+    fd = _io_uring_setup(_IO_URING_SETUP, entries, ctypes.addressof((ctypes.c_char * len(params)).from_buffer(params)))
+    if fd < 0:
+        raise _error()
+    return int(fd)
+
+
+def io_uring_enter(fd: int, submit: int, wait: int, flags: int) -> int:
+    """io_uring_enter(2) without a signal mask: how many entries were submitted."""
+    done = _io_uring_enter(_IO_URING_ENTER, fd, submit, wait, flags, None, 0)
+    if done < 0:
+        raise _error()
+    return int(done)
+
+
 def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes) -> None:
     """mount(2)."""
     if _mount(source, target, kind, flags, data) < 0:
@@ -220,6 +240,14 @@ def umount2(target: bytes, flags: int) -> None:
     """umount2(2)."""
     if _umount2(target, flags) < 0:
         raise _error(target)
+
+
+def filesystem_type(fd: int) -> int:
+    """statfs(2)'s f_type: the magic number of the file system that fd lies on."""
+    buffer = ctypes.create_string_buffer(256)
+    if _fstatfs(fd, buffer) < 0:
+        raise _error()
+    return int(ctypes.c_ulong.from_buffer(buffer).value & 0xFFFFFFFF)
 
 
 def has_file_handles(fd: int) -> bool:

@@ -1,6 +1,7 @@
 """passthrough mount: from the options to a mount that answers."""
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -12,11 +13,13 @@ import sandbox
 
 from .. import exitcodes, log
 from ..errors import UserError
-from ..fs.tree import Covered, Tree
+from ..fs.tree import Choice, Covered, Tree
 from ..options import MountOptions
 from ..transport import mounting
 from . import background, state
 from .serving import Mount
+
+_log = logging.getLogger(__name__)
 
 _FUSE_CONF = "/etc/fuse.conf"
 
@@ -77,12 +80,16 @@ def _within_rights(options: MountOptions) -> MountOptions:
                 exitcodes.USAGE,
             )
         return options
+    if options.passthrough is Choice.ON:
+        raise UserError(
+            "passthrough=on needs CAP_SYS_ADMIN: mount as root, or use passthrough=auto", exitcodes.PERMISSION
+        )
     left_out = []
     if (options.allow_other or options.allow_root) and not _user_allow_other():
         left_out.append(f"allow_other (root can allow it: the line user_allow_other in {_FUSE_CONF})")
         options = replace(options, allow_other=False, allow_root=False)
     left_out += [f"{word} (root alone may have it)" for word in ("suid", "dev") if getattr(options, word)]
-    options = replace(options, suid=False, dev=False)
+    options = replace(options, suid=False, dev=False, passthrough=Choice.OFF)
     if left_out:
         print("passthrough: left out for an ordinary user: " + ", ".join(left_out), file=sys.stderr)
     return options
@@ -117,7 +124,9 @@ def _serve(
     except sandbox.SandboxError as error:
         raise UserError(str(error), exitcodes.SANDBOX) from error
     for line in left_out:
-        logging.getLogger(__name__).warning("left out: %s", line)
+        _log.warning("left out: %s", line)
+    if options.writeback and options.passthrough is Choice.AUTO:
+        _log.info("with writeback the kernel does not read and write the files itself: passthrough=off")
     covered = Covered.before_mount(request.mountpoint)
     tree = Tree(source_fd, options.tree(), covered)
     mount = Mount(
@@ -125,12 +134,21 @@ def _serve(
         request,
         threads=options.threads,
         max_write=options.max_write,
+        io_uring=options.io_uring,
         debug=options.debug,
         source=source,
     )
     mount.start()
+    _tame_collector()
     ready()
     return mount.run()
+
+
+def _tame_collector() -> None:
+    """What was imported lives for ever, and serving makes no cycles: looking for them costs more than it finds."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
 
 
 def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoint: str, *, detached: bool) -> int:
@@ -152,7 +170,7 @@ def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoin
         try:
             mounting.unmount(mountpoint, lazy=True)
         except (OSError, UserError) as error:
-            logging.getLogger(__name__).error("%s: cannot clear the mount: %s", mountpoint, error)
+            _log.error("%s: cannot clear the mount: %s", mountpoint, error)
     return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else exitcodes.SERVING
 
 

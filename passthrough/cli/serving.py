@@ -9,11 +9,12 @@ import socket
 from .. import exitcodes
 from ..errors import UserError
 from ..filesystem import FileSystem
+from ..fs.tree import Choice
 from ..protocol import constants as c
 from ..protocol.negotiation import Wishes
 from ..server import Server
-from ..transport import mounting
-from ..transport.devfuse import Session
+from ..transport import mounting, uring
+from ..transport.session import Session
 from ..waiting import install_wake_signal
 from . import state
 
@@ -49,20 +50,45 @@ class Signals:
             return False
 
 
+def _uring_flags(choice: Choice) -> tuple[int, int]:
+    """(INIT flags to wish for, INIT flags to insist on). UserError where io_uring=on cannot be had."""
+    if choice is Choice.OFF:
+        return 0, 0
+    why = uring.unavailable()
+    if why is None:
+        return c.FUSE_OVER_IO_URING, c.FUSE_OVER_IO_URING if choice is Choice.ON else 0
+    if choice is Choice.ON:
+        raise UserError(f"io_uring=on: {why}", exitcodes.KERNEL)
+    return 0, 0
+
+
 class Mount:
     """A mount with its daemon's threads. `fs` must have been made in this process."""
 
     def __init__(
-        self, fs: FileSystem, request: mounting.MountRequest, *, threads: int, max_write: int, debug: bool, source: str
+        self,
+        fs: FileSystem,
+        request: mounting.MountRequest,
+        *,
+        threads: int,
+        max_write: int,
+        source: str,
+        io_uring: Choice = Choice.AUTO,
+        debug: bool = False,
     ) -> None:
+        flags, required = _uring_flags(io_uring)
         self._fs = fs
         self._request = request
         self._threads = threads
-        self._wishes = Wishes(flags=fs.flags | c.FUSE_MAX_PAGES, required=fs.required, max_write=max_write)
+        self._wishes = Wishes(
+            flags=fs.flags | c.FUSE_MAX_PAGES | flags,
+            required=fs.required | required,
+            max_write=max_write,
+            max_stack_depth=fs.stack_depth,
+        )
         self._debug = log.debug if debug else None
         self._source = source
         self._signals = Signals()
-        self._began = os.eventfd(0, os.EFD_CLOEXEC)
         self._state: state.StateFile | None = None
 
     def start(self) -> None:
@@ -75,32 +101,17 @@ class Mount:
             self._server = Server(
                 self._fs,
                 self._wishes,
-                notifier=self._session,
-                on_init=lambda: os.eventfd_write(self._began, 1),
+                kernel=self._session,
                 debug=self._debug,
                 owner=os.getuid() if self._request.owner_only else None,
             )
             self._session.start(self._server)
-            self._wait_for(self._began)
             if self._server.failure:
                 raise UserError(self._server.failure, exitcodes.KERNEL)
             self._state = state.StateFile(self._mounted.device, self._source, self._mounted.mountpoint)
         except BaseException:
             self._unmounted(lazy=True, force=True)
             raise
-
-    def _wait_for(self, event: int) -> None:
-        poll = select.poll()
-        for waited in (event, self._session.ended, self._signals.fileno()):
-            poll.register(waited, select.POLLIN)
-        while True:
-            ready = {fd for fd, _ in poll.poll()}
-            if event in ready:
-                return
-            if self._session.ended in ready:
-                raise UserError(self._session.failure or "the mount ended before it began", exitcodes.SERVING)
-            if self._signals.ending():
-                raise UserError("ended by a signal before the mount was ready", exitcodes.INTERRUPTED)
 
     def run(self) -> int:
         """Until the mount is gone or a signal ends it; the exit status."""

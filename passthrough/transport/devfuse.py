@@ -18,7 +18,6 @@ import mmap
 import os
 import select
 import struct
-import threading
 from collections.abc import Callable
 
 from ..protocol.constants import FUSE_DEV_IOC_CLONE, FUSE_MIN_READ_BUFFER, OUT_HEADER_SIZE
@@ -33,9 +32,8 @@ from .workers import Crew
 
 log = logging.getLogger(__name__)
 
-_GONE = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EBADF})
+GONE = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EBADF})
 _AGAIN = frozenset({errno.ENOENT, errno.EINTR})
-_POLL_S = 0.005
 _WRITE_PREFIX = FUSE_IN_HEADER.size + FUSE_WRITE_IN.size
 
 
@@ -63,8 +61,7 @@ class Queue:
 
     def run(self, crew: Crew) -> bool:
         """Serve until the mount is gone (False), or the stream from this descriptor cannot be trusted (True)."""
-        request, reply = self._request, self._reply
-        handle, write, fd = self._server.handle, os.write, self._fd
+        request, handle = self._request, self._server.handle
         while True:
             if crew.crowded:
                 crew.rest(self)
@@ -84,19 +81,35 @@ class Queue:
                 log.error("%s; this queue halts", self.halted)
                 return True
             length = handle(header, request, self)
-            if length is not None:
-                if length >= 0:
-                    size = OUT_HEADER_SIZE + length
-                    put_header(reply, 0, size, 0, header.unique)
-                else:
-                    size = OUT_HEADER_SIZE
-                    put_header(reply, 0, size, length, header.unique)
-                try:
-                    write(fd, reply[:size])
-                except OSError as error:
-                    if not self._survives(error, header.unique):
-                        return False
+            if length is not None and not self._answer(header.unique, length):
+                return False
             self.idle = True
+
+    def negotiate(self) -> None:
+        """Answer the requests up to the one that INIT ends with: an agreement, or a reason why there is none."""
+        server = self._server
+        while server.agreement is None and server.failure is None:
+            received = self._read(self._request)
+            if received < 0:
+                return
+            header = read_header(self._request, received)
+            length = server.handle(header, self._request, self)
+            if length is not None:
+                self._answer(header.unique, length)
+
+    def _answer(self, unique: int, length: int) -> bool:
+        """Write a reply whose body is in place; False where the mount is gone."""
+        if length >= 0:
+            size = OUT_HEADER_SIZE + length
+            put_header(self._reply, 0, size, 0, unique)
+        else:
+            size = OUT_HEADER_SIZE
+            put_header(self._reply, 0, size, length, unique)
+        try:
+            os.write(self._fd, self._reply[:size])
+        except OSError as error:
+            return self._survives(error, unique)
+        return True
 
     def _read(self, buffer: memoryview) -> int:
         """The next request's length in bytes, or -1 at the end."""
@@ -108,7 +121,7 @@ class Queue:
             except BlockingIOError:
                 self._wait_readable()
             except OSError as error:
-                if error.errno in _GONE:
+                if error.errno in GONE:
                     return -1
                 if error.errno not in _AGAIN:
                     self.halted = f"cannot read {DEVICE}: {error.strerror}"
@@ -121,7 +134,7 @@ class Queue:
         poll.poll()
 
     def _survives(self, error: OSError, unique: int) -> bool:
-        if error.errno in _GONE or error.errno == errno.EPERM:
+        if error.errno in GONE or error.errno == errno.EPERM:
             return False
         if error.errno != errno.ENOENT:
             log.error("the kernel refused the reply to request %d: %s", unique, error.strerror)
@@ -147,64 +160,7 @@ class Queue:
         return answer
 
 
-class Session:
-    """All queues of one mount. `ended` is an eventfd that becomes readable when the last queue has ended."""
-
-    def __init__(self, fd: int, threads: int, payload: int) -> None:
-        """fd is the mounted device; threads is how many requests may be served side by side; payload the most bytes
-        of data that a request or a reply brings."""
-        self.fd = fd
-        self.ended = os.eventfd(0, os.EFD_CLOEXEC)
-        self._descriptors = [fd, *(_clone(fd) for _ in range(threads - 1))]
-        self._payload = payload
-        self._queues: list[Queue] = []
-        self._crew: Crew | None = None
-
-    def start(self, server: Server) -> None:
-        """Start to serve; the first request that the kernel sends is INIT."""
-        self._queues = [Queue(fd, server, self._payload) for fd in self._descriptors]
-        self._crew = Crew(self._queues, lambda: os.eventfd_write(self.ended, 1))
-        self._crew.start()
-
-    def notify(self, message: bytes) -> bool:
-        """Send a notification; False where the kernel does not know the node or the code (Notifier)."""
-        try:
-            os.write(self.fd, message)
-        except OSError as error:
-            if error.errno not in _GONE and error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENOTEMPTY):
-                log.debug("notification refused: %s", error.strerror)
-            return False
-        return True
-
-    @property
-    def failure(self) -> str | None:
-        """Why the session ended early, or None where it was unmounted or asked to stop."""
-        halted = next((queue.halted for queue in self._queues if queue.halted), None)
-        return halted or (self._crew.failure if self._crew else None)
-
-    def quiesce(self, timeout: float) -> bool:
-        """Take no further requests and wait (at most timeout seconds) until those in flight are answered."""
-        if self._crew is None:
-            return True
-        self._crew.stop()
-        pause = threading.Event()
-        for _ in range(int(timeout / _POLL_S)):
-            if all(queue.idle for queue in self._queues):
-                return True
-            pause.wait(_POLL_S)
-        return all(queue.idle for queue in self._queues)
-
-    def join(self, timeout: float) -> bool:
-        """Wait until every queue has ended; False where one still sits in read(2) after timeout seconds."""
-        return self._crew is None or self._crew.join(timeout)
-
-    def close(self) -> None:
-        """Close all descriptors, after join(); the connection is aborted if it still stands."""
-        for fd in (self.ended, *self._descriptors):
-            os.close(fd)
-
-
-def _clone(fd: int) -> int:
+def clone(fd: int) -> int:
     """Another descriptor with a processing list of its own, or the same one where the device cannot be opened."""
     try:
         clone = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)

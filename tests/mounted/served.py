@@ -14,7 +14,7 @@ from passthrough.filesystem import FileSystem
 from passthrough.protocol.negotiation import Wishes
 from passthrough.server import Server
 from passthrough.transport import mounting
-from passthrough.transport.devfuse import Session
+from passthrough.transport.session import Session
 
 from .harness import wait_until
 
@@ -34,7 +34,7 @@ def served(fs: FileSystem, point: Path, threads: int = 2) -> Iterator[Served]:
     """Mount fs on point for the length of the block."""
     mounted = mounting.mount(mounting.MountRequest(str(point), "test"))
     session = Session(mounted.fd, threads, 1 << 20)
-    server = Server(fs, Wishes(flags=fs.flags), notifier=session)
+    server = Server(fs, Wishes(flags=fs.flags), kernel=session)
     try:
         session.start(server)
         wait_until(lambda: server.agreement is not None, "INIT answered")

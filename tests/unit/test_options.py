@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from passthrough import exitcodes
 from passthrough.cli import parser
 from passthrough.errors import UserError
-from passthrough.fs.tree.config import NS_PER_S, Cache, ReaddirPlus
+from passthrough.fs.tree.config import NS_PER_S, Cache, Choice, ReaddirPlus
 from passthrough.options import OPTIONS, MountOptions, Option, Setting, collect, split_words
 from passthrough.transport.mounting import MOUNT_FLAGS
 
@@ -28,6 +28,8 @@ _VALUES: dict[str, tuple[tuple[str, object], ...]] = {
     "entry_timeout": (("2.25", NS_PER_S * 9 // 4),),
     "negative_timeout": (("1000000000", 10**18),),
     "readdirplus": tuple((when.value, when) for when in ReaddirPlus),
+    "passthrough": tuple((when.value, when) for when in Choice),
+    "io_uring": tuple((when.value, when) for when in Choice),
     "threads": (("1", 1), ("256", 256)),
 }
 _BAD: dict[str, tuple[str, ...]] = {
@@ -41,6 +43,8 @@ _BAD: dict[str, tuple[str, ...]] = {
     "entry_timeout": ("Infinity",),
     "negative_timeout": ("1,5",),
     "readdirplus": ("yes", ""),
+    "passthrough": ("yes", "", "On"),
+    "io_uring": ("yes", "", "1"),
     "threads": ("0", "257", "-1", "1.0", "two", ""),
 }
 

@@ -23,11 +23,11 @@ class Player:
 
     def run(self, crew: Crew) -> bool:
         """As a real queue does it."""
-        while not crew.stopping:
+        while True:
             if crew.crowded:
                 crew.rest(self)
             if crew.stopping:
-                break
+                return False
             job = self._jobs.get()
             if job is None:
                 self._jobs.put(None)
@@ -40,7 +40,6 @@ class Player:
             if self.alone:
                 return True
             self.idle = True
-        return False
 
 
 class Stage:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from passthrough.filesystem import FileSystem, Notifier
+from passthrough.filesystem import FileSystem, Kernel
 from passthrough.protocol import constants as c
 from passthrough.protocol.negotiation import Agreement, Wishes
 from passthrough.protocol.requests import read_header
@@ -136,7 +136,7 @@ class FakeFileSystem(FileSystem):
         self.results: dict[str, Any] = dict(RESULTS)
         self.session: list[str] = []
 
-    def init(self, agreement: Agreement, notifier: Notifier | None) -> None:
+    def init(self, agreement: Agreement, kernel: Kernel | None) -> None:
         self.session.append("init")
 
     def destroy(self) -> None:

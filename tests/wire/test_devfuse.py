@@ -15,8 +15,8 @@ import pytest
 from passthrough.filesystem import FileSystem
 from passthrough.protocol.negotiation import Wishes
 from passthrough.server import Server
-from passthrough.transport import devfuse
-from passthrough.transport.devfuse import Queue, Session
+from passthrough.transport.devfuse import Queue
+from passthrough.transport.session import Session
 from passthrough.transport.workers import Crew
 
 INIT = bytes.fromhex(
@@ -114,7 +114,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, numbers: list[int]) -> None:
             raise OSError(number, os.strerror(number))
         return real(fd, buffers)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(devfuse.os, "readv", readv)
+    monkeypatch.setattr(os, "readv", readv)
 
 
 def test_aborted_and_interrupted_reads_are_repeated(
@@ -163,7 +163,7 @@ def test_a_refused_reply_does_not_end_the_queue(
             raise OSError(failed, os.strerror(failed))
         return real(target, data)
 
-    monkeypatch.setattr(devfuse.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     _, thread = started(fd)
     kernel.send(request(17, 2))
     kernel.send(request(17, 4))
@@ -175,8 +175,8 @@ def test_a_refused_reply_does_not_end_the_queue(
 def test_the_session_says_when_its_last_queue_has_ended(device: tuple[socket.socket, int]) -> None:
     kernel, fd = device
     session = Session(fd, 3, 1 << 16)
-    session.start(Server(FileSystem(), Wishes(), notifier=session))
+    kernel.send(INIT)
+    session.start(Server(FileSystem(), Wishes(), kernel=session))
     kernel.close()
     assert session.join(30)
     assert os.eventfd_read(session.ended) == 1
-    assert session.failure is None

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from passthrough.filesystem import Notifier
+from passthrough.filesystem import Kernel
 from passthrough.protocol import constants as c
 from passthrough.protocol import negotiation, notifications
 from passthrough.protocol.negotiation import Agreement, Wishes
 from passthrough.server import Server
+from tests.doubles import DeafKernel
 from tests.wire.exchanges import DONE, UNIQUE, unhex
 from tests.wire.fake import FakeFileSystem, handle, init_request, request, serve, serve_split, serving
 
@@ -57,15 +58,11 @@ def pages_of_4k(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Session:
-    """A server whose INIT is still to come, and how often it said that INIT is done."""
+    """A server whose INIT is still to come."""
 
     def __init__(self, fs: FakeFileSystem, wishes: Wishes = WISHES) -> None:
         self.fs = fs
-        self.inits = 0
-        self.server = Server(fs, wishes, on_init=self._count)
-
-    def _count(self) -> None:
-        self.inits += 1
+        self.server = Server(fs, wishes)
 
     def agreement(self) -> Agreement:
         """What was agreed; it must have been."""
@@ -87,7 +84,6 @@ def test_init(session: Session, offer: str, minor: int, reply: str, split: bool)
     assert answer == unhex(reply)
     assert session.agreement().minor == minor
     assert session.fs.session == ["init"]
-    assert session.inits == 1
     assert session.server.failure is None
 
 
@@ -123,7 +119,6 @@ def test_an_old_peer_is_refused(session: Session, offer: str, version: str) -> N
     assert serve(session.server, unhex(offer)) == unhex(REFUSED)
     assert session.server.failure is not None
     assert version in session.server.failure
-    assert session.inits == 1
     assert session.fs.session == []
     assert handle(session.server, request(1, b"name\0")) == -EIO
 
@@ -133,12 +128,11 @@ def test_a_peer_that_was_refused_may_come_back(session: Session) -> None:
     serve(session.server, unhex(INIT_7_26))
     assert serve(session.server, unhex(INIT_4_18)) == unhex(AGREED_4_18)
     assert session.server.failure is None
-    assert session.inits == 2
 
 
 def test_a_newer_major_gets_ours_alone_and_asks_again(session: Session) -> None:
     assert serve(session.server, unhex(INIT_8_0)) == unhex(f"50000000 00000000 {UNIQUE} 07000000 2d000000 {'00' * 56}")
-    assert (session.server.agreement, session.inits, session.fs.session) == (None, 0, [])
+    assert (session.server.agreement, session.fs.session) == (None, [])
     assert serve(session.server, unhex(INIT_6_18)) == unhex(AGREED_6_18)
 
 
@@ -153,7 +147,6 @@ def test_a_required_flag_that_is_missing_is_named(fs: FakeFileSystem) -> None:
     assert session.server.failure is not None
     assert "FILE_OPS" in session.server.failure
     assert "ASYNC_READ" not in session.server.failure
-    assert session.inits == 1
     assert session.fs.session == []
 
 
@@ -166,13 +159,12 @@ def test_flag_names_are_the_headers() -> None:
 
 
 def test_a_file_system_that_cannot_begin_is_a_failure(fs: FakeFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cannot(agreement: Agreement, notifier: Notifier | None) -> None:
+    def cannot(agreement: Agreement, kernel: Kernel | None) -> None:
         raise OSError(EPROTO, "no backing files here")
 
     monkeypatch.setattr(fs, "init", cannot)
     session = Session(fs)
     assert serve(session.server, unhex(INIT_6_18)) == unhex(REFUSED)
-    assert session.inits == 1
     assert "no backing files here" in str(session.server.failure)
     assert session.server.agreement is None
     session.server.close()
@@ -182,14 +174,10 @@ def test_a_file_system_that_cannot_begin_is_a_failure(fs: FakeFileSystem, monkey
 def test_the_file_system_gets_the_agreement_and_the_notifier(
     monkeypatch: pytest.MonkeyPatch, fs: FakeFileSystem
 ) -> None:
-    class Bell:
-        def notify(self, message: bytes) -> bool:
-            return True
-
     seen: list[Any] = []
-    monkeypatch.setattr(fs, "init", lambda agreement, notifier: seen.extend((agreement, notifier)))
-    bell = Bell()
-    server = Server(fs, WISHES, notifier=bell)
+    monkeypatch.setattr(fs, "init", lambda agreement, kernel: seen.extend((agreement, kernel)))
+    bell = DeafKernel()
+    server = Server(fs, WISHES, kernel=bell)
     serve(server, unhex(INIT_6_18))
     assert seen == [server.agreement, bell]
 
@@ -198,7 +186,6 @@ def test_a_second_init_begins_anew(session: Session) -> None:
     serve(session.server, unhex(INIT_6_18))
     assert serve(session.server, unhex(INIT_4_18)) == unhex(AGREED_4_18)
     assert session.fs.session == ["init", "destroy", "init"]
-    assert session.inits == 2
     assert handle(session.server, request(1, b"name\0")) == 128
 
 

@@ -9,14 +9,15 @@ import threading
 from operator import itemgetter
 
 from ... import syscalls
-from ...filesystem import FileSystem, Notifier
+from ...filesystem import FileSystem, Kernel
 from ...protocol import constants as c
 from ...protocol.negotiation import Agreement
 from ...protocol.values import Attr, Entry, Opened, encode_dev
-from .config import Cache, ReaddirPlus, TreeConfig
+from .backing import Backings, stack_depth
+from .config import Cache, Choice, ReaddirPlus, TreeConfig
 from .credentials import Credentials
 from .directory import DirHandle
-from .handles import Handle, HandleMap
+from .handles import BackedHandle, Handle, HandleMap
 from .inodes import Inode, InodeMap, Key
 from .janitor import Janitor
 
@@ -35,6 +36,9 @@ _FOPEN = {
     Cache.AUTO: 0,
     Cache.ALWAYS: c.FOPEN_KEEP_CACHE,
 }
+
+_NO_FLUSH = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0x858458F6, 0xF2F52010})
+"""statfs types whose files have no flush operation: ext2 to ext4, xfs, btrfs, tmpfs, ramfs, f2fs (linux/magic.h)."""
 
 # Where things are in the result of syscalls.statx.
 ST_MODE = 6
@@ -84,6 +88,7 @@ class TreeBase(FileSystem):
         self.proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.credentials = Credentials()
         self.writeback = False
+        self._quiet: dict[tuple[int, ...], bool] = {}
         self._masks: dict[tuple[int, int], int] = {}
         self._masks_lock = threading.Lock()
         st = syscalls.statx(root_fd, b"", syscalls.AT_EMPTY_PATH, MASK)
@@ -95,8 +100,11 @@ class TreeBase(FileSystem):
         self.covered = covered
         self.limit = config.descriptors or _default_limit()
         self._janitor: Janitor | None = None
+        self._backings: Backings | None = None
         self._warned = False
         self.flags = self._wanted_flags()
+        self.required = c.FUSE_PASSTHROUGH if config.passthrough is Choice.ON else 0
+        self.stack_depth = stack_depth(root_fd)
 
     def _wanted_flags(self) -> int:
         config, flags = self.config, type(self).flags
@@ -104,6 +112,7 @@ class TreeBase(FileSystem):
             (config.readdirplus is not ReaddirPlus.NO, c.FUSE_DO_READDIRPLUS),
             (config.readdirplus is ReaddirPlus.AUTO, c.FUSE_READDIRPLUS_AUTO),
             (config.writeback, c.FUSE_WRITEBACK_CACHE),
+            (config.passthrough is not Choice.OFF, c.FUSE_PASSTHROUGH),
             (config.flock, c.FUSE_FLOCK_LOCKS),
             (config.posix_lock, c.FUSE_POSIX_LOCKS),
             (config.posix_acl, c.FUSE_POSIX_ACL | c.FUSE_SETXATTR_EXT),
@@ -113,19 +122,22 @@ class TreeBase(FileSystem):
             flags |= flag if wanted else 0
         return flags
 
-    def init(self, agreement: Agreement, notifier: Notifier | None) -> None:
+    def init(self, agreement: Agreement, kernel: Kernel | None) -> None:
         """A session begins."""
         self.writeback = agreement.has(c.FUSE_WRITEBACK_CACHE)
         self.credentials.masks = agreement.has(c.FUSE_DONT_MASK)
         self.credentials.supplementary = agreement.has(c.FUSE_CREATE_SUPP_GROUP)
-        if notifier is not None:
-            self._janitor = Janitor(self, notifier, can_prune=agreement.minor >= 45)
+        if kernel is not None and agreement.has(c.FUSE_PASSTHROUGH) and not self.writeback:
+            self._backings = Backings(kernel, self.credentials)
+        if kernel is not None:
+            self._janitor = Janitor(self, kernel, can_prune=agreement.minor >= 45)
 
     def destroy(self) -> None:
         """Let go of every node and handle."""
         if self._janitor is not None:
             self._janitor.stop()
             self._janitor = None
+        self._backings = None
         self.files.clear()
         self.dirs.clear()
         self.inodes.clear()
@@ -183,27 +195,67 @@ class TreeBase(FileSystem):
             flags = flags & ~os.O_ACCMODE | os.O_RDWR
         return flags
 
-    def fopen_flags(self, flags: int) -> int:
-        """What the kernel may do with an opened file. A flush says nothing where nothing was written or locked."""
+    def fopen_flags(self, inode: Inode, flags: int) -> int:
+        """What the kernel may do with an opened file.
+
+        A flush says nothing where nothing was written, and where closing a file cannot fail; with locks of ours it is
+        how we hear of a close.
+        """
         found = _FOPEN[self.config.cache]
-        if flags & os.O_ACCMODE == os.O_RDONLY and not self.config.posix_lock:
+        if not self.config.posix_lock and (flags & os.O_ACCMODE == os.O_RDONLY or self._closes_quietly(inode)):
             found |= c.FOPEN_NOFLUSH
         return found
 
+    def _closes_quietly(self, inode: Inode) -> bool:
+        """Whether this file system's files have no flush operation, so that close(2) of them reports nothing."""
+        device = inode.key[1:3]
+        quiet = self._quiet.get(device)
+        if quiet is None:
+            quiet = self._quiet[device] = syscalls.filesystem_type(inode.fd) in _NO_FLUSH
+        return quiet
+
     def open_inode(self, inode: Inode, flags: int, open_flags: int) -> Opened:
-        """OPEN of a regular file."""
+        """OPEN of a regular file.
+
+        Where the kernel reads it by itself, one that is only read is not opened here at all; one that is written is,
+        because only so the caller is told why it cannot be (ETXTBSY, EROFS): the kernel would make EIO of it.
+        """
         if inode.kind != stat.S_IFREG:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        wanted = self.open_flags(flags)
+        if self._backings is not None and flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY:
+            backing_id = self._backings.open(inode)
+            if backing_id:
+                return self._backed(inode, None, flags, backing_id)
         with self.credentials.killing_privileges(open_flags & c.FUSE_OPEN_KILL_SUIDGID):
-            try:
-                fd = self.reopen(inode, wanted)
-            except PermissionError:  # as asked, then: the file may not be read, or be written by appending alone
-                exact = wanted & ~os.O_ACCMODE | flags & (os.O_ACCMODE | os.O_APPEND)
-                if exact == wanted:
-                    raise
-                fd = self.reopen(inode, exact)
-        return Opened(self.files.add(Handle(fd, inode)), self.fopen_flags(flags))
+            fd = self._open_for(inode, flags)
+        return self.opened(inode, fd, flags)
+
+    def _open_for(self, inode: Inode, flags: int) -> int:
+        wanted = self.open_flags(flags)
+        try:
+            return self.reopen(inode, wanted)
+        except PermissionError:  # as asked, then: the file may not be read, or be written by appending alone
+            exact = wanted & ~os.O_ACCMODE | flags & (os.O_ACCMODE | os.O_APPEND)
+            if exact == wanted:
+                raise
+            return self.reopen(inode, exact)
+
+    def opened(self, inode: Inode, fd: int, flags: int) -> Opened:
+        """A handle for a file that was opened or created here (fd is taken over)."""
+        backing_id = self._backings.open(inode) if self._backings is not None else 0
+        if backing_id:
+            return self._backed(inode, fd, flags, backing_id)
+        return Opened(self.files.add(Handle(fd, inode)), self.fopen_flags(inode, flags))
+
+    def _backed(self, inode: Inode, fd: int | None, flags: int, backing_id: int) -> Opened:
+        handle = BackedHandle(inode, fd, lambda: self._open_for(inode, flags & ~os.O_TRUNC))
+        quiet = self.fopen_flags(inode, flags) & c.FOPEN_NOFLUSH
+        return Opened(self.files.add(handle), c.FOPEN_PASSTHROUGH | quiet, backing_id)
+
+    def closed(self, handle: Handle) -> None:
+        """A handle was released."""
+        if isinstance(handle, BackedHandle) and self._backings is not None:
+            self._backings.close(handle.inode)
 
     def proc_path(self, inode: Inode) -> str:
         """A path that leads to an inode through its descriptor, for calls that take nothing else."""
@@ -217,19 +269,26 @@ class TreeBase(FileSystem):
         with self._masks_lock:
             return self._masks.setdefault(key[1:3], len(self._masks) << 48)
 
+    def _pinned(self) -> int:
+        return len(self.inodes) + len(self.files) + len(self.dirs)
+
+    def scarce(self) -> bool:
+        """Whether so few descriptors are left that what is not necessary should not take one."""
+        return self._pinned() * 8 >= self.limit * 7
+
     def afford(self) -> None:
         """ENFILE when clients have pinned all descriptors that they may; before that, ask the kernel to let some go.
 
         Near the limit who asks must wait for that: a walk can pin faster than the janitor frees.
         """
-        pinned = len(self.inodes) + len(self.files) + len(self.dirs)
+        pinned = self._pinned()
         if pinned * 4 < self.limit * 3:
             return
         if self._janitor is not None:
             self._janitor.wake()
-            if pinned * 8 >= self.limit * 7:
+            if self.scarce():
                 self._janitor.wait_for_pass(_PASS_S)
-                pinned = len(self.inodes) + len(self.files) + len(self.dirs)
+                pinned = self._pinned()
         if pinned >= self.limit:
             if not self._warned:
                 self._warned = True

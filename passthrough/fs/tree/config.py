@@ -17,6 +17,14 @@ class Cache(Enum):
     ALWAYS = "always"
 
 
+class Choice(Enum):
+    """Whether to use something that this kernel, user or source may not have."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 class ReaddirPlus(Enum):
     """Whether READDIR brings attributes along: never, when the access pattern asks for it, always."""
 
@@ -37,6 +45,7 @@ class TreeConfig:
     attr_timeout_ns: int | None = None
     negative_timeout_ns: int = 0
     writeback: bool = False
+    passthrough: Choice = Choice.OFF
     readdirplus: ReaddirPlus | None = None
     xattr: bool = True
     posix_acl: bool = True

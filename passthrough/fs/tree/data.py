@@ -59,7 +59,7 @@ class Data(TreeBase):
 
     def release(self, ctx: Context, nodeid: int, fh: int, flags: int, release_flags: int, lock_owner: int) -> None:
         """The descriptor is closed when the last request that uses it is done; flock locks go with it."""
-        self.files.pop(fh, nodeid)
+        self.closed(self.files.pop(fh, nodeid))
 
     def fsync(self, ctx: Context, nodeid: int, fh: int, fsync_flags: int) -> None:
         """To the disk."""

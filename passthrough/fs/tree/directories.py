@@ -48,7 +48,7 @@ class Directories(TreeBase):
         for dirent in self.readdir(ctx, nodeid, fh, offset, size):
             name = dirent.name
             entry = None
-            if name != b"." and name != b"..":
+            if name != b"." and name != b".." and not self.scarce():
                 try:
                     entry = self.entry(self.find(inode, name))
                 except OSError:

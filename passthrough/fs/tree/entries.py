@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from ... import syscalls
 from ...protocol.values import Attr, Context, Entry, Opened, decode_dev
 from .base import PATH_FLAGS, TreeBase
-from .handles import Handle
 from .inodes import Inode
 from .names import check_name
 
@@ -173,8 +172,7 @@ class Entries(TreeBase):
         except BaseException:
             os.close(fd)
             raise
-        fh = self.files.add(Handle(fd, found[0]))
-        return self.entry(found), Opened(fh, self.fopen_flags(flags))
+        return self.entry(found), self.opened(found[0], fd, flags)
 
     def _parent(self, nodeid: int, name: bytes) -> Inode:
         check_name(name)

@@ -7,7 +7,8 @@ import errno
 import itertools
 import os
 import threading
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from typing import Generic, TypeVar, cast
 
 from .inodes import Inode
 
@@ -26,6 +27,39 @@ class Handle:
 
 
 AnyHandle = TypeVar("AnyHandle", bound=Handle)
+
+
+class BackedHandle(Handle):
+    """An open file whose data the kernel moves itself: a descriptor of ours is opened when something else is asked."""
+
+    __slots__ = ("_open",)
+
+    def __init__(self, inode: Inode, fd: int | None, opener: Callable[[], int]) -> None:
+        self.inode = inode
+        self._open = opener
+        if fd is not None:
+            self.fd = fd
+
+    def __getattr__(self, name: str) -> int:
+        """Python asks this for `fd` only while there is none."""
+        if name != "fd":
+            raise AttributeError(name)
+        with _opening:
+            try:
+                return cast(int, object.__getattribute__(self, "fd"))
+            except AttributeError:
+                self.fd = self._open()
+                return self.fd
+
+    def __del__(self) -> None:
+        try:
+            fd = object.__getattribute__(self, "fd")
+        except AttributeError:
+            return
+        os.close(fd)
+
+
+_opening = threading.Lock()
 
 
 class HandleMap(Generic[AnyHandle]):

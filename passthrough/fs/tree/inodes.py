@@ -27,7 +27,7 @@ class Inode:
     ino_mask makes inode numbers of other devices differ from the root's: the mount shows one device number for all.
     """
 
-    __slots__ = ("fd", "ino_mask", "key", "kind", "locks", "nlookup", "nodeid")
+    __slots__ = ("backed_opens", "backing_id", "fd", "ino_mask", "key", "kind", "locks", "nlookup", "nodeid")
 
     def __init__(self, nodeid: int, fd: int, key: Key, kind: int, ino_mask: int) -> None:
         self.nodeid = nodeid
@@ -36,6 +36,8 @@ class Inode:
         self.kind = kind
         self.ino_mask = ino_mask
         self.nlookup = 1
+        self.backing_id = 0
+        self.backed_opens = 0
         self.locks: dict[int, LockFile] | None = None
 
     def lock_owners(self) -> "dict[int, LockFile]":

@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from ... import syscalls
-from ...filesystem import Notifier
+from ...filesystem import Kernel
 from ...protocol import notifications
 from .inodes import Inode
 
@@ -23,9 +23,9 @@ _BATCH = 256
 class Janitor:
     """Wakes when asked, and prunes until half of what clients may pin is free or everything was tried once."""
 
-    def __init__(self, tree: "TreeBase", notifier: Notifier, *, can_prune: bool) -> None:
+    def __init__(self, tree: "TreeBase", kernel: Kernel, *, can_prune: bool) -> None:
         self._tree = tree
-        self._notifier = notifier
+        self._notifier = kernel
         self._can_prune = can_prune
         self._wanted = threading.Event()
         self._stopped = False

@@ -29,6 +29,8 @@ class Shared(NamedTuple):
     daemon: int | None
 
 
+URING = Path("/sys/module/fuse/parameters/enable_uring")
+
 Enter = Callable[[Harness, "Mode", sources.Place], Shared]
 
 
@@ -36,6 +38,16 @@ def mounted(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
     """By `passthrough mount`, through /dev/fuse."""
     mount = harness.mount("-o", ",".join(("allow_other", *mode.options)), source=place.share, point=place.point)
     return Shared(place.source, mount.point, mount.pid)
+
+
+def by_uring(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
+    """The same, with FUSE over io_uring switched on for as long as the mount is needed: it is the whole machine's."""
+    if not URING.exists():
+        pytest.skip("this kernel has no FUSE over io_uring")
+    before = URING.read_text()
+    harness.cleanups.append(lambda: URING.write_text(before))
+    URING.write_text("Y")
+    return mounted(harness, mode, place)
 
 
 def native(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
@@ -79,10 +91,19 @@ MODES = (
         ("writeback",),
         _LOCALLY | {"write-through": _COLLECTS, "news": _COLLECTS, "mtime": _ITS_CLOCK, "append-only": _SETS_TIMES},
     ),
-    Mode("threads=1", ("threads=1",), _LOCALLY),
-    Mode("threads=4,flock,posix_lock", ("threads=4", "flock", "posix_lock"), _ANY),
+    Mode("threads=1", ("threads=1", "passthrough=off"), _LOCALLY),
+    Mode("threads=4,flock,posix_lock", ("threads=4", "flock", "posix_lock", "passthrough=off"), _ANY),
     Mode("readdirplus=no", ("readdirplus=no",), _LOCALLY),
     Mode("readdirplus=always", ("readdirplus=always",), _LOCALLY),
+    Mode("passthrough=off", ("passthrough=off",), _LOCALLY),
+    Mode("passthrough=off,cache=never", ("passthrough=off", "cache=never"), _LOCALLY),
+    Mode("io_uring=on", ("io_uring=on",), _LOCALLY, enter=by_uring),
+    Mode(
+        "io_uring=on,passthrough=off,flock,posix_lock",
+        ("io_uring=on", "passthrough=off", "flock", "posix_lock", "cache=never"),
+        _ANY,
+        enter=by_uring,
+    ),
     Mode("no_xattr", ("no_xattr",), _LOCALLY | {"xattr": _NO_XATTR}),
     *(
         Mode(f"source={name}", (), _LOCALLY | dict(lacks), source=source, core=True)

@@ -1,0 +1,146 @@
+"""A mount's session: INIT, then all its queues until the mount is gone; and what may be asked of the kernel meanwhile.
+
+With FUSE over io_uring agreed, a queue per CPU serves; /dev/fuse then brings FORGET and INTERRUPT alone.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN, FUSE_OVER_IO_URING
+from ..protocol.errors import StreamError
+from ..protocol.structs import FUSE_BACKING_MAP
+from ..server import Server
+from .devfuse import GONE, Queue, clone
+from .uring import UringQueue, possible_cpus
+from .workers import Crew
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.005
+
+
+class Session:
+    """All queues of one mount. `ended` is an eventfd that becomes readable when the last queue has ended."""
+
+    def __init__(self, fd: int, threads: int, payload: int) -> None:
+        """fd is the mounted device; threads is how many slow requests may be served side by side; payload the most
+        bytes of data that a request or a reply brings."""
+        self.fd = fd
+        self.ended = os.eventfd(0, os.EFD_CLOEXEC)
+        self._threads = threads
+        self._descriptors = [fd, *(clone(fd) for _ in range(threads - 1))]
+        self._payload = payload
+        self._queues: list[Queue] = []
+        self._crew: Crew | None = None
+        self._uring: list[UringQueue] = []
+        self._uring_threads: list[threading.Thread] = []
+        self._helpers: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self._parts = 1  # the crew, and each io_uring queue: the last to end says so
+
+    def start(self, server: Server) -> None:
+        """Agree on INIT, which is the first request that the kernel sends, and serve. The server says how it went."""
+        self._queues = [Queue(fd, server, self._payload) for fd in self._descriptors]
+        try:
+            self._queues[0].negotiate()
+        except StreamError as error:
+            server.failure = str(error)
+        if server.failure is not None or server.agreement is None:
+            server.failure = server.failure or "the mount ended before it began"
+            return
+        if server.agreement.has(FUSE_OVER_IO_URING):
+            self._start_uring(server)
+        self._crew = Crew(self._queues, self._part_ended)
+        self._crew.start()
+
+    def _start_uring(self, server: Server) -> None:
+        cpus = possible_cpus()
+        self._helpers = ThreadPoolExecutor(self._threads, "helper")
+        self._uring = [UringQueue(self.fd, cpu, server, self._payload, self._helpers) for cpu in cpus]
+        self._parts += len(cpus)
+        registered = threading.Semaphore(0)
+        for queue in self._uring:
+            thread = threading.Thread(
+                target=self._run_uring, args=(queue, registered), name=f"uring-{queue.cpu}", daemon=True
+            )
+            self._uring_threads.append(thread)
+            thread.start()
+        for _ in cpus:
+            registered.acquire()
+        server.failure = next((queue.failure for queue in self._uring if queue.failure), None)
+
+    def _run_uring(self, queue: UringQueue, registered: threading.Semaphore) -> None:
+        try:
+            queue.run(registered.release)
+        except Exception:
+            queue.failure = "a bug of ours ended a queue; the log has the traceback"
+            log.exception("a bug of ours ended a queue")
+        self._part_ended()
+
+    def _part_ended(self) -> None:
+        with self._lock:
+            self._parts -= 1
+            last = self._parts == 0
+        if last:
+            os.eventfd_write(self.ended, 1)
+
+    def notify(self, message: bytes) -> bool:
+        """Send a notification; False where the kernel does not know the node or the code (Kernel)."""
+        try:
+            os.write(self.fd, message)
+        except OSError as error:
+            if error.errno not in GONE and error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENOTEMPTY):
+                log.debug("notification refused: %s", error.strerror)
+            return False
+        return True
+
+    def open_backing(self, fd: int) -> int:
+        """FUSE_DEV_IOC_BACKING_OPEN (Kernel)."""
+        # A mutable buffer: for an immutable one ioctl() returns the buffer and not the number.
+        request = bytearray(FUSE_BACKING_MAP.struct.pack(fd, 0))
+        return int(fcntl.ioctl(self.fd, FUSE_DEV_IOC_BACKING_OPEN, request))
+
+    def close_backing(self, backing_id: int) -> None:
+        """FUSE_DEV_IOC_BACKING_CLOSE (Kernel)."""
+        fcntl.ioctl(self.fd, FUSE_DEV_IOC_BACKING_CLOSE, struct.pack("=I", backing_id))
+
+    @property
+    def failure(self) -> str | None:
+        """Why the session ended early, or None where it was unmounted or asked to stop."""
+        halted = [queue.halted for queue in self._queues] + [queue.failure for queue in self._uring]
+        return next((why for why in halted if why), self._crew.failure if self._crew else None)
+
+    def _idle(self) -> bool:
+        return all(queue.idle for queue in self._queues) and all(queue.idle for queue in self._uring)
+
+    def quiesce(self, timeout: float) -> bool:
+        """Wait (at most timeout seconds) until what is in flight is answered; /dev/fuse brings no more."""
+        if self._crew is not None:
+            self._crew.stop()
+        pause = threading.Event()
+        for _ in range(int(timeout / _POLL_S)):
+            if self._idle():
+                return True
+            pause.wait(_POLL_S)
+        return self._idle()
+
+    def join(self, timeout: float) -> bool:
+        """Wait until every queue has ended; False where one still waits for the kernel after timeout seconds each."""
+        ended = self._crew is None or self._crew.join(timeout)
+        for thread in self._uring_threads:
+            thread.join(timeout)
+        return ended and not any(thread.is_alive() for thread in self._uring_threads)
+
+    def close(self) -> None:
+        """Close all descriptors, after join(); the connection is aborted if it still stands."""
+        if self._helpers is not None:
+            self._helpers.shutdown(wait=False)
+        for queue in self._uring:
+            queue.close()
+        for fd in (self.ended, *self._descriptors):
+            os.close(fd)

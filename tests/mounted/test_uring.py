@@ -1,0 +1,192 @@
+"""FUSE over io_uring on real mounts: what is particular to it; for the rest the conformance list has rows."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from passthrough import exitcodes
+from passthrough.transport import uring
+
+from .harness import Harness, ended, is_mounted, run, wait_until
+
+PARAMETER = Path("/sys/module/fuse/parameters/enable_uring")
+
+
+@pytest.fixture
+def enabled() -> Iterator[None]:
+    """Switched on for the length of a test; it is the machine's, so it is put back."""
+    if not PARAMETER.exists():
+        pytest.skip("this kernel has no FUSE over io_uring")
+    before = PARAMETER.read_text()
+    PARAMETER.write_text("Y")
+    yield
+    PARAMETER.write_text(before)
+
+
+@pytest.fixture
+def disabled() -> Iterator[None]:
+    """Switched off."""
+    if not PARAMETER.exists():
+        pytest.skip("this kernel has no FUSE over io_uring")
+    before = PARAMETER.read_text()
+    PARAMETER.write_text("N")
+    yield
+    PARAMETER.write_text(before)
+
+
+def threads_of(pid: int) -> list[str]:
+    """The names of a process's threads, as the kernel has them."""
+    return [(task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def affinities(pid: int) -> list[set[int]]:
+    """The CPUs that each thread may run on."""
+    return [os.sched_getaffinity(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def test_on_says_what_to_set(harness: Harness, disabled: None) -> None:
+    point = harness.directory("mount")
+    result = run("mount", "-o", "io_uring=on", harness.directory("source"), point)
+    assert result.returncode == exitcodes.KERNEL
+    assert result.stderr.count("\n") == 1
+    assert f"echo Y > {PARAMETER}" in result.stderr
+    assert not is_mounted(point)
+
+
+def test_auto_does_without(harness: Harness, disabled: None) -> None:
+    mount = harness.mount("-o", "io_uring=auto")
+    (mount.point / "file").write_bytes(b"x")
+    assert (mount.source / "file").read_bytes() == b"x"
+    assert mount.pid is not None
+    assert set().union(*affinities(mount.pid)) == os.sched_getaffinity(0)
+    assert all(len(cpus) == len(os.sched_getaffinity(0)) for cpus in affinities(mount.pid))
+
+
+def test_there_is_a_pinned_thread_per_cpu(harness: Harness, enabled: None) -> None:
+    mount = harness.mount("-o", "io_uring=on")
+    assert mount.pid is not None
+    os.listdir(mount.point)
+    pinned = [cpus for cpus in affinities(mount.pid) if len(cpus) == 1]
+    assert sorted(cpu for cpus in pinned for cpu in cpus) == uring.possible_cpus()
+
+
+def test_requests_from_every_cpu_are_answered(harness: Harness, enabled: None) -> None:
+    mount = harness.mount("-o", "io_uring=on,cache=never")
+    for cpu in os.sched_getaffinity(0):
+        name = f"from-{cpu}"
+        program = f"import os; os.sched_setaffinity(0, {{{cpu}}}); open({str(mount.point / name)!r}, 'w').write('x')"
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+        assert (mount.source / name).read_text() == "x"
+
+
+def test_more_waiting_locks_than_entries_stall_nobody(harness: Harness, enabled: None) -> None:
+    """Each waiting lock keeps its entry, and the unlock must still get through, on the same CPU."""
+    count = 4 * uring.ENTRIES
+    mount = harness.mount("-o", "io_uring=on,posix_lock,cache=never")
+    path = mount.point / "file"
+    path.touch()
+    program = (
+        "import fcntl, os, sys; os.sched_setaffinity(0, {0}); f = open(sys.argv[1], 'r+');"
+        "print('ready', flush=True); fcntl.lockf(f, fcntl.LOCK_EX); print('locked', flush=True)"
+    )
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {0})
+    waiting: list[subprocess.Popen[str]] = []
+    try:
+        with open(path, "r+b") as holder:
+            fcntl.lockf(holder, fcntl.LOCK_EX)
+            for _ in range(count):
+                process = subprocess.Popen(
+                    [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True
+                )
+                waiting.append(process)
+                harness.cleanups.append(process.kill)
+                assert process.stdout is not None
+                assert process.stdout.readline() == "ready\n"
+            wait_until(lambda: waiting_locks(mount.source / "file") >= count, "all of them wait")
+            assert path.stat().st_size == 0  # others are served meanwhile
+            fcntl.lockf(holder, fcntl.LOCK_UN)
+            for process in waiting:
+                assert process.wait(60) == 0
+    finally:
+        os.sched_setaffinity(0, before)
+        for process in waiting:
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def waiting_locks(path: Path) -> int:
+    """How many wait for a lock on this file, by /proc/locks."""
+    inode = f":{path.stat().st_ino} "
+    with open("/proc/locks", encoding="ascii") as lines:
+        return sum("->" in line and inode in line for line in lines)
+
+
+def test_many_slow_requests_at_once(harness: Harness, enabled: None) -> None:
+    """More fsyncs than entries, from one CPU: each keeps its entry while a helper does it."""
+    mount = harness.mount("-o", "io_uring=on")
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(20):
+                with open(mount.point / f"file-{number}", "wb") as file:
+                    file.write(bytes([turn]) * 1000)
+                    file.flush()
+                    os.fsync(file.fileno())
+        except BaseException as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(3 * uring.ENTRIES)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert not failures
+    for number in range(3 * uring.ENTRIES):
+        assert (mount.source / f"file-{number}").read_bytes() == bytes([19]) * 1000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_end_under_load_leaves_no_process_behind(harness: Harness, enabled: None, number: signal.Signals) -> None:
+    mount = harness.mount("-o", "io_uring=on,auto_unmount,cache=never")
+    assert mount.pid is not None
+    begun = threading.Event()
+
+    def work() -> None:
+        try:
+            while True:
+                os.stat(mount.point / "nothing")
+        except FileNotFoundError:
+            begun.set()
+            work_on()
+        except OSError:
+            begun.set()
+
+    def work_on() -> None:
+        while True:
+            try:
+                os.stat(mount.point / "nothing")
+            except FileNotFoundError:
+                if not is_mounted(mount.point):
+                    return
+            except OSError:
+                return
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    assert begun.wait(60)
+    os.kill(mount.pid, number)
+    assert ended(mount.pid)
+    wait_until(lambda: not is_mounted(mount.point), "the mount is gone")
+    for worker in workers:
+        worker.join(60)
+        assert not worker.is_alive()
