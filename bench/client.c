@@ -1,7 +1,10 @@
 /*
  * The one client of the bench: does one workload in one directory and says how long it took.
  *
- *     client [-c | -w] [-d] DIRECTORY WORKLOAD COUNT     ->     "WORKLOAD OPS SECONDS" on standard output
+ *     client [-c | -w] [-d] [-p] [-a CPU] DIRECTORY WORKLOAD COUNT [PROGRAM ARGUMENT...]
+ *
+ * The last line on standard output is "WORKLOAD OPS BEGIN END", the times in seconds of CLOCK_MONOTONIC, which all
+ * processes share.
  *
  * Rules: the clock (CLOCK_MONOTONIC) runs only around the calls that the workload is named for; names, buffers, the
  * directory's descriptor and the big file are made ready before.  Every path is one component below that descriptor, so
@@ -10,17 +13,23 @@
  *     -c   cold: drop the kernel's clean pages, dentries and inodes first (needs root)
  *     -w   warm: stat every file first, untimed; before seqwrite, write the file once, so that its memory is there
  *     -d   O_DIRECT on the big file
+ *     -p   say "ready" and wait for a byte on standard input before the clock starts: so several start together
+ *     -a   stay on this CPU
+ *
+ * The workload exec runs a program in the directory and credits COUNT operations to it; its output comes first.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -31,7 +40,9 @@ struct job {
 	int dir;
 	int big;                   /* the big file, only in its workloads */
 	int direct;                /* O_DIRECT or 0 */
+	int wait;                  /* for a byte before the clock starts */
 	long count;
+	char **program;            /* what exec runs, NULL at the end */
 	char (*names)[NAME_SIZE];
 	char *buffer;              /* MIB bytes, aligned for O_DIRECT */
 	struct timespec begin, end;
@@ -63,6 +74,16 @@ static void transferred(const struct job *job, const char *call, const char *nam
 
 static void start(struct job *job)
 {
+	char byte;
+
+	if (job->wait) {
+		puts("ready");
+		fflush(stdout);
+		if (read(STDIN_FILENO, &byte, 1) != 1) {
+			fputs("client: nobody said go\n", stderr);
+			exit(1);
+		}
+	}
 	clock_gettime(CLOCK_MONOTONIC, &job->begin);
 }
 
@@ -259,6 +280,39 @@ static long do_randwrite(struct job *job)
 	return job->count;
 }
 
+/* The whole mount, and whole programs. */
+
+static void statfs_one(const struct job *job, const char *name)
+{
+	struct statvfs vfs;
+
+	if (fstatvfs(job->dir, &vfs) == -1)
+		fail(job, "fstatvfs", name);
+}
+
+static long do_statfs(struct job *job) { return for_each(job, statfs_one); }
+
+static long do_exec(struct job *job)
+{
+	int status;
+
+	start(job);
+	pid_t pid = fork();
+	if (pid == 0) {
+		if (fchdir(job->dir) == 0)
+			execvp(job->program[0], job->program);
+		fail(job, "exec", job->program[0]);
+	}
+	if (pid == -1 || waitpid(pid, &status, 0) != pid)
+		fail(job, "fork", job->program[0]);
+	stop(job);
+	if (status) {
+		fprintf(stderr, "client: %s in %s: wait status %#x\n", job->program[0], job->path, (unsigned) status);
+		exit(1);
+	}
+	return job->count;
+}
+
 /* What -w does before a workload. */
 
 static void warm_files(struct job *job)
@@ -290,6 +344,8 @@ static const struct workload {
 	{ "seqread",     do_seqread,      NULL,        1 },
 	{ "randread",    do_randread,     NULL,        1 },
 	{ "randwrite",   do_randwrite,    NULL,        1 },
+	{ "statfs",      do_statfs,       NULL,        0 },
+	{ "exec",        do_exec,         NULL,        0 },
 	{ NULL, NULL, NULL, 0 },
 };
 
@@ -297,10 +353,9 @@ static const struct workload {
  * Drop what the kernel remembers, then let the daemon digest it: dropping inodes queues FORGETs, and fuse_dev_do_read
  * serves them between requests (16 forgets to 8 requests), so a few untimed requests push them through.
  */
-static void make_cold(const struct job *job)
+static void drop(const struct job *job)
 {
 	static const char knob[] = "/proc/sys/vm/drop_caches";
-	struct statvfs vfs;
 	int fd = open(knob, O_WRONLY | O_CLOEXEC);
 
 	if (fd == -1 || write(fd, "3", 1) != 1) {
@@ -309,8 +364,14 @@ static void make_cold(const struct job *job)
 	}
 	close(fd);
 	for (int i = 0; i < DRAIN; i++)
-		if (fstatvfs(job->dir, &vfs) == -1)
-			fail(job, "fstatvfs", ".");
+		statfs_one(job, ".");
+}
+
+/* Twice: what a daemon holds open of the source can only be dropped once it has let go. */
+static void make_cold(const struct job *job)
+{
+	drop(job);
+	drop(job);
 }
 
 static void prepare(struct job *job)
@@ -330,7 +391,8 @@ static void prepare(struct job *job)
 
 static int usage(void)
 {
-	fputs("usage: client [-c | -w] [-d] DIRECTORY WORKLOAD COUNT\nworkloads:", stderr);
+	fputs("usage: client [-c | -w] [-d] [-p] [-a CPU] DIRECTORY WORKLOAD COUNT [PROGRAM ARGUMENT...]\nworkloads:",
+	      stderr);
 	for (const struct workload *w = WORKLOADS; w->name; w++)
 		fprintf(stderr, " %s", w->name);
 	fputc('\n', stderr);
@@ -345,24 +407,46 @@ static const struct workload *find_workload(const char *name)
 	return NULL;
 }
 
+static void stay_on(long cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET((size_t) cpu, &set);
+	if (sched_setaffinity(0, sizeof(set), &set) == -1) {
+		fprintf(stderr, "client: sched_setaffinity %ld: %s (errno %d)\n", cpu, strerror(errno), errno);
+		exit(1);
+	}
+}
+
+static double seconds(const struct timespec *time)
+{
+	return (double) time->tv_sec + (double) time->tv_nsec / 1e9;
+}
+
 int main(int argc, char **argv)
 {
 	struct job job = { .big = -1 };
 	int cold = 0, warm = 0, option;
 
-	while ((option = getopt(argc, argv, "cwd")) != -1) {
+	while ((option = getopt(argc, argv, "+cwdpa:")) != -1) {
 		cold |= option == 'c';
 		warm |= option == 'w';
 		job.direct |= option == 'd' ? O_DIRECT : 0;
+		job.wait |= option == 'p';
+		if (option == 'a')
+			stay_on(atol(optarg));
 		if (option == '?')
 			return usage();
 	}
-	if (argc - optind != 3 || (cold && warm))
+	if (argc - optind < 3 || (cold && warm))
 		return usage();
 	const struct workload *workload = find_workload(argv[optind + 1]);
 	job.path = argv[optind];
 	job.count = atol(argv[optind + 2]);
-	if (!workload || job.count < 1 || (job.direct && !workload->big) || (warm && !workload->warm))
+	job.program = argv + optind + 3;
+	if (!workload || job.count < 1 || (job.direct && !workload->big) || (warm && !workload->warm)
+	    || (workload->run == do_exec) != (*job.program != NULL))
 		return usage();
 
 	prepare(&job);
@@ -371,7 +455,6 @@ int main(int argc, char **argv)
 	if (warm)
 		workload->warm(&job);
 	long ops = workload->run(&job);
-	printf("%s %ld %.9f\n", workload->name, ops,
-	       (double) (job.end.tv_sec - job.begin.tv_sec) + (double) (job.end.tv_nsec - job.begin.tv_nsec) / 1e9);
+	printf("%s %ld %.9f %.9f\n", workload->name, ops, seconds(&job.begin), seconds(&job.end));
 	return 0;
 }

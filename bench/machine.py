@@ -18,7 +18,7 @@ class Machine:
     cpus: int
     kernel: str
     python: str
-    libfuse: str
+    peers: str
     load: float
     caches_dropped: bool
 
@@ -31,7 +31,7 @@ def describe(caches_dropped: bool) -> Machine:
         cpus=os.cpu_count() or 1,
         kernel=platform.release(),
         python=platform.python_version(),
-        libfuse=_libfuse(),
+        peers=_peers(),
         load=os.getloadavg()[0],
         caches_dropped=caches_dropped,
     )
@@ -45,8 +45,19 @@ def _cpu_model() -> str:
     return platform.machine()
 
 
-def _libfuse() -> str:
+def _peers() -> str:
+    """Versions of the peers, as their packages say; the llfuse that counts is the system Python's."""
+    versions = {
+        "libfuse": _version("pkg-config", "--modversion", "fuse3"),
+        "bindfs": _version("bindfs", "--version"),
+        "llfuse": _version("/usr/bin/python3", "-c", "import llfuse; print(llfuse.__version__)"),
+    }
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _version(*words: str) -> str:
+    """The last word that a command prints."""
     try:
-        return command("pkg-config", "--modversion", "fuse3").strip()
-    except Failed:
+        return command(*words).split()[-1]
+    except (Failed, IndexError):
         return "not installed"

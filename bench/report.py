@@ -1,4 +1,4 @@
-"""What came out: medians, ratios and the verdict, as text and as JSON.
+"""The printed report: medians, ratios, verdicts, targets, and all that went wrong.
 
 Rules: the median of the runs speaks.  Against a peer, "won" and "lost" are said when every run of one beats every run
 of the other; otherwise it is "unclear", which is not the same as equal.  With fewer than five runs nothing is said: of
@@ -7,64 +7,28 @@ failed or could not be had is listed.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 from statistics import median
 
+from .contender import Contender
 from .machine import Machine
-from .peers import Contender
+from .results import Results, Table
+from .rows import two_client_rows
+from .targets import verdicts_on_targets
 
-OURS, PEER = "ours", "passthrough_ll"
+OURS, NATIVE = "ours", "native"
 VERDICT_RUNS = 5
-
-
-@dataclass
-class Results:
-    """Rates per workload and contender, one value per run (operations a second; MiB a second for 1 MiB rows)."""
-
-    workloads: list[str]
-    rates: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    unavailable: dict[str, str] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-
-    def add(self, workload: str, contender: str, rate: float) -> None:
-        self.rates.setdefault(workload, {}).setdefault(contender, []).append(rate)
-
-    def runs(self, workload: str, contender: str) -> list[float]:
-        return self.rates.get(workload, {}).get(contender, [])
-
-    def ratio(self, workload: str, ours: str, theirs: str) -> float | None:
-        a, b = self.runs(workload, ours), self.runs(workload, theirs)
-        return median(a) / median(b) if a and b else None
-
-
-def as_json(machine: Machine, settings: dict[str, object], contenders: Sequence[Contender], results: Results) -> object:
-    """The same facts for programs; every run is kept."""
-    measured = {
-        workload: {name: {"median": median(runs), "runs": runs} for name, runs in row.items()}
-        for workload, row in results.rates.items()
-    }
-    return {
-        "machine": asdict(machine),
-        "settings": settings,
-        "contenders": {c.name: {"family": c.family, "cache": c.cache, "command": c.detail} for c in contenders},
-        "unavailable": results.unavailable,
-        "failures": results.failures,
-        "rates": measured,
-    }
+WIDTH = 160
 
 
 def as_text(machine: Machine, settings: dict[str, object], contenders: Sequence[Contender], results: Results) -> str:
     """The report that is printed."""
-    names = [c.name for c in contenders]
     parts = [_heading(machine, settings, contenders)]
-    parts.append(_table("per second (MiB/s for 1 MiB rows)", names, results, lambda w, n: _rate(results.runs(w, n))))
-    if "native" in names:
-        peers = [name for name in names if name != "native"]
-        if peers:
-            ratio = _ratio_cell(results, "native")
-            parts.append(_table("ratio to native", peers, results, ratio))
-    parts += [_against_peer(results, ours, theirs) for ours, theirs in _pairs(contenders)]
-    parts.append(_troubles(results))
+    for source, table in results.rates.items():
+        parts.append(f"== source: {source} ({results.filesystems[source]})")
+        parts += _of_source(table, contenders)
+    names = [c.name for c in contenders if c.name != NATIVE]
+    parts += _tables("start and memory", names, list(results.figures.values), _median_cell(results.figures))
+    parts += ["\n".join(["targets (by medians)", *verdicts_on_targets(results, names)]), _troubles(results)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -73,45 +37,92 @@ def _heading(machine: Machine, settings: dict[str, object], contenders: Sequence
     words = ", ".join(f"{key} {value}" for key, value in settings.items())
     commands = "".join(f"\n{c.name}: {c.detail}" for c in contenders if c.detail)
     return (
-        f"{machine.cpu}, {machine.cpus} CPUs, Linux {machine.kernel}, "
-        f"Python {machine.python}, libfuse {machine.libfuse}\n"
+        f"{machine.cpu}, {machine.cpus} CPUs, Linux {machine.kernel}, Python {machine.python}, {machine.peers}\n"
         f"{machine.date}, load average at the start {machine.load:.2f}, kernel caches {cold}\n{words}{commands}"
     )
 
 
-def _table(title: str, names: Sequence[str], results: Results, cell: Callable[[str, str], str]) -> str:
-    rows = [[title, *names]]
-    rows += [[workload, *(cell(workload, name) for name in names)] for workload in results.workloads]
-    return _align(rows)
+def _of_source(table: Table, contenders: Sequence[Contender]) -> list[str]:
+    names, rows = [c.name for c in contenders], list(table.values)
+    parts = _tables("per second (MiB/s for 1 MiB rows)", names, rows, _median_cell(table))
+    others = [name for name in names if name != NATIVE]
+    if others != names:
+        parts += _tables("ratio to native", others, rows, lambda row, name: ratio(table.ratio(row, name, NATIVE)))
+    if pairs := two_client_rows(rows):
+        ends = {row: (one, two) for row, one, two in pairs}
+        gains = _tables("two clients to one", names, list(ends), lambda row, name: ratio(table.gain(name, *ends[row])))
+        parts += gains
+    peers = [c.name for c in contenders if c.family not in (OURS, NATIVE)]
+    if peers:
+        parts += [_against(table, c.name, peers) for c in contenders if _is_judged(c)]
+    return parts
 
 
-def _align(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def _is_judged(contender: Contender) -> bool:
+    """Both mechanisms, or neither."""
+    return contender.family == OURS and not contender.name.endswith(("-nouring", "-nopt"))
+
+
+def _against(table: Table, ours: str, peers: Sequence[str]) -> str:
+    """Ratio and verdict for each row and peer, and the rows that were lost or are unclear, by name."""
+    verdicts = {(row, p): verdict(table.runs(row, ours), table.runs(row, p)) for row in table.values for p in peers}
+
+    def cell(row: str, peer: str) -> str:
+        said = verdicts[row, peer]
+        return f"{ratio(table.ratio(row, ours, peer))} {said}".removesuffix(" -")
+
+    parts = _tables(f"{ours} to", peers, list(table.values), cell)
+    if set(verdicts.values()) == {"-"}:
+        return "\n".join([*parts, f"no verdicts: they need {VERDICT_RUNS} runs of both"])
+    for word in ("lost", "unclear", "won"):
+        counts = [sum(verdicts[row, peer] == word for row in table.values) for peer in peers]
+        parts.append(f"{word}: " + ", ".join(f"{n} to {peer}" for n, peer in zip(counts, peers, strict=True)))
+    return "\n".join(parts)
+
+
+def _tables(title: str, names: Sequence[str], rows: Sequence[str], cell: Callable[[str, str], str]) -> list[str]:
+    """One table, or several where the columns do not fit into WIDTH."""
+    if not rows:
+        return []
+    first = [title, *rows]
+    columns = [[name, *(cell(row, name) for row in rows)] for name in names]
+    parts: list[list[list[str]]] = [[first]]
+    used = len(max(first, key=len))
+    for column in columns:
+        width = len(max(column, key=len)) + 2
+        if used + width > WIDTH and len(parts[-1]) > 1:
+            parts.append([first])
+            used = len(max(first, key=len))
+        parts[-1].append(column)
+        used += width
+    return [_align(part) for part in parts]
+
+
+def _align(columns: list[list[str]]) -> str:
+    widths = [len(max(column, key=len)) for column in columns]
     lines = []
-    for first, *rest in rows:
+    for first, *rest in zip(*columns, strict=True):
         cells = [text.rjust(width) for text, width in zip(rest, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return "\n".join(lines)
 
 
-def _rate(runs: list[float]) -> str:
-    return f"{median(runs):,.0f}" if runs else "-"
+def _median_cell(table: Table) -> Callable[[str, str], str]:
+    def cell(row: str, name: str) -> str:
+        runs = table.runs(row, name)
+        if not runs:
+            return "-"
+        value = median(runs)
+        return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+    return cell
 
 
-def _ratio_cell(results: Results, base: str) -> Callable[[str, str], str]:
-    return lambda workload, name: _ratio(results.ratio(workload, name, base))
-
-
-def _ratio(value: float | None) -> str:
+def ratio(value: float | None) -> str:
+    """Two digits that say something."""
     if value is None:
         return "-"
     return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
-
-
-def _pairs(contenders: Sequence[Contender]) -> list[tuple[str, str]]:
-    """Ours and the peer in the same cache mode, where both were measured."""
-    theirs = {c.cache: c.name for c in contenders if c.family == PEER}
-    return [(c.name, theirs[c.cache]) for c in contenders if c.family == OURS and c.cache in theirs]
 
 
 def verdict(ours: list[float], theirs: list[float]) -> str:
@@ -121,19 +132,6 @@ def verdict(ours: list[float], theirs: list[float]) -> str:
     if min(ours) > max(theirs):
         return "won"
     return "lost" if max(ours) < min(theirs) else "unclear"
-
-
-def _against_peer(results: Results, ours: str, theirs: str) -> str:
-    rows = [[f"{ours} to {theirs}", "ratio", "verdict"]]
-    ended: dict[str, list[str]] = {"lost": [], "unclear": [], "won": [], "-": []}
-    for workload in results.workloads:
-        ratio = _ratio(results.ratio(workload, ours, theirs))
-        word = verdict(results.runs(workload, ours), results.runs(workload, theirs))
-        rows.append([workload, ratio, word])
-        ended[word].append(f"{workload} ({ratio})")
-    if unsaid := ended.pop("-"):
-        ended[f"no verdict (needs {VERDICT_RUNS} runs of both)"] = unsaid
-    return "\n".join([_align(rows), *(f"{word}: {'; '.join(items) or 'nothing'}" for word, items in ended.items())])
 
 
 def _troubles(results: Results) -> str:

@@ -1,9 +1,8 @@
-"""`python -m bench.run`: every contender, every workload, several interleaved runs, one report.
+"""`python -m bench.run`: every contender, every row, several interleaved runs, one report.
 
 Rules: one contender is mounted at a time; each run takes all in a new order, the same in every bench, so that neither
-drift nor the neighbour favours anyone.
-Everything that touches a mount is the client, a process with a deadline: a daemon that hangs costs its rows, not the
-bench.  Each pass has a fresh directory in the source and a fresh mount; whatever ends the bench, nothing stays.
+drift nor the neighbour favours anyone.  Each pass has a fresh directory in the source and a fresh mount; whatever ends
+the bench, nothing stays.
 Exit status: 0 when all that could be had was measured, 1 when something failed, 2 for a wrong command line.
 """
 
@@ -12,131 +11,35 @@ import json
 import os
 import random
 import resource
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 
-from . import machine, report
-from .peers import Contender, everyone
-from .processes import Failed, Unavailable, adopt_orphans, build, command, detach, last_line
+from . import machine, memory, report, results
+from .archive import Archive, archive
+from .clients import Clients
+from .contender import Contender
+from .ground import SOURCES, Ground, ground, serving, share
+from .kernel import can_drop_caches, uring_enabled
+from .peers import everyone, quick
+from .plot import as_svg
+from .processes import Failed, Unavailable, adopt_orphans, build
+from .rows import FOLDERS, FULL, QUICK, Scale, Step, steps
 
-CLIENT_SECONDS = 120.0
-DROP_CACHES = Path("/proc/sys/vm/drop_caches")
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much is done."""
-
-    runs: int
-    files: int
-    mib: int
-    random: int
-
-
-FULL = Scale(runs=5, files=3000, mib=256, random=20000)
-QUICK = Scale(runs=5, files=1000, mib=64, random=5000)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A row: the client's workload, the field of Scale that is its count, and the client's flags."""
-
-    label: str
-    name: str
-    count: str
-    flags: tuple[str, ...] = ()
-
-
-COLD, WARM, DIRECT = ("-c",), ("-w",), ("-d",)
-WORKLOADS = (
-    Workload("create+close", "create", "files", COLD),
-    Workload("open+write 4k+close", "write4k", "files", COLD),
-    Workload("stat", "stat", "files", COLD),
-    Workload("stat, warm", "stat", "files", WARM),
-    Workload("open+read 4k+close", "read4k", "files", COLD),
-    Workload("open+read 4k+close, warm", "read4k", "files", WARM),
-    Workload("readdir+stat entries", "readdirstat", "files", COLD),
-    Workload("unlink", "unlink", "files", COLD),
-    Workload("sequential write 1M", "seqwrite", "mib", WARM),
-    Workload("sequential read 1M", "seqread", "mib"),
-    Workload("random read 4k", "randread", "random"),
-    Workload("random write 4k", "randwrite", "random"),
-    Workload("random read 4k O_DIRECT", "randread", "random", DIRECT),
-    Workload("random write 4k O_DIRECT", "randwrite", "random", DIRECT),
-)
-
-
-@dataclass(frozen=True)
-class Ground:
-    """Where it happens: the source directory and the mountpoint, both empty between passes."""
-
-    source: Path
-    mountpoint: Path
-    filesystem: str
-
-
-@contextmanager
-def ground(mib: int) -> Iterator[Ground]:
-    """A tmpfs as the source when we may mount one, else a temporary directory; everything is gone afterwards."""
-    work = Path(tempfile.mkdtemp(prefix="passthrough-bench-")).resolve()
-    source, mountpoint = work / "source", work / "mountpoint"
-    try:
-        source.mkdir()
-        mountpoint.mkdir()
-        mount_tmpfs(source, 2 * mib + 256)
-        yield Ground(source, mountpoint, command("stat", "-f", "-c", "%T", source).strip())
-    finally:
-        detach(mountpoint)
-        detach(source)
-        for directory in (mountpoint, source, work):  # not rmtree: what is not empty should be looked at
-            directory.rmdir()
-
-
-def mount_tmpfs(directory: Path, mib: int) -> None:
-    """Try; without it the source is on whatever holds temporary files, and the report names that file system."""
-    try:
-        command("mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=755", "passthrough-bench", directory)
-    except Failed as error:
-        print(f"no tmpfs as the source: {error}", file=sys.stderr)
-
-
-@contextmanager
-def share(where: Ground) -> Iterator[Path]:
-    """A fresh directory to be shared, with an empty folder for the client in it."""
-    path = where.source / "share"
-    path.mkdir()
-    try:
-        (path / "files").mkdir()
-        yield path
-    finally:
-        shutil.rmtree(path)
-
-
-@contextmanager
-def serving(contender: Contender, source: Path, mountpoint: Path) -> Iterator[Path]:
-    """A contender between start and stop."""
-    try:
-        yield contender.start(source, mountpoint)
-    finally:
-        contender.stop()
+ANSWER_STEP = Step("first answer", "statfs", 1, folders=(".",))
 
 
 class Bench:
     """One bench: what does the work, how much, and what has come out so far."""
 
-    def __init__(self, client: Path, scale: Scale, cold: bool) -> None:
-        self.client = client
-        self.scale = scale
-        self.cold = cold
-        self.results = report.Results([workload.label for workload in WORKLOADS])
+    def __init__(self, clients: Clients, scale: Scale) -> None:
+        self._clients = clients
+        self._scale = scale
+        self.results = results.Results()
 
     def prepare(self, contenders: Sequence[Contender]) -> list[Contender]:
         """Those that can be had; the reason for the others is kept."""
@@ -149,60 +52,82 @@ class Bench:
                 self.results.unavailable[contender.name] = str(reason)
         return able
 
-    def measure(self, contenders: Sequence[Contender], where: Ground) -> None:
-        """All runs, interleaved."""
-        for run in range(self.scale.runs):
+    def measure(self, contenders: Sequence[Contender], kind: str, where: Ground, todo: Sequence[Step]) -> None:
+        """All runs on one source, interleaved."""
+        table = self.results.rates.setdefault(kind, results.Table())
+        self.results.filesystems[kind] = where.filesystem
+        for run in range(self._scale.runs):
             for contender in random.Random(run).sample(contenders, len(contenders)):
-                print(f"run {run + 1}/{self.scale.runs}: {contender.name}", file=sys.stderr)
-                self._pass(contender, where, run)
+                place = f"{kind}, run {run + 1}/{self._scale.runs}"
+                print(f"{place}: {contender.name}", file=sys.stderr)
+                try:
+                    with share(where, FOLDERS) as source, serving(contender, source, where.mountpoint) as directory:
+                        self._answer(contender, directory)
+                        self._rows(contender, directory, todo, table, place)
+                except Failed as error:
+                    self._failed(place, error)
 
-    def _pass(self, contender: Contender, where: Ground, run: int) -> None:
-        """Every workload once on a fresh mount; a failure ends the pass, except for O_DIRECT, which may be refused."""
-        try:
-            with share(where) as source, serving(contender, source, where.mountpoint) as directory:
-                for workload in WORKLOADS:
-                    self._workload(contender, workload, directory / "files", run)
-        except Failed as error:
-            first = f"{error.__context__}; then " if isinstance(error.__context__, Failed) else ""
-            self._failed(run, f"{first}{error}")
+    def _answer(self, contender: Contender, directory: Path) -> None:
+        answered = self._clients.run(contender, ANSWER_STEP, directory).end
+        if contender.began:
+            figures = self.results.figures
+            figures.add(results.START, contender.name, (contender.started - contender.began) * 1000)
+            figures.add(results.ANSWER, contender.name, (answered - contender.began) * 1000)
 
-    def _workload(self, contender: Contender, workload: Workload, directory: Path, run: int) -> None:
-        try:
-            self.results.add(workload.label, contender.name, self._rate(contender, workload, directory))
-        except Failed as error:
-            if workload.flags != DIRECT:
-                raise
-            self._failed(run, str(error))
+    def _rows(
+        self, contender: Contender, directory: Path, todo: Sequence[Step], table: results.Table, place: str
+    ) -> None:
+        """Every step once; a failure ends its group."""
+        ended = set()
+        for step in todo:
+            if step.group in ended:
+                continue
+            try:
+                rate = self._clients.run(contender, step, directory).rate
+                if step.label:
+                    table.add(step.label, contender.name, rate)
+            except Failed as error:
+                ended.add(step.group)
+                self._failed(place, error)
 
-    def _failed(self, run: int, reason: str) -> None:
-        self.results.failures.append(f"run {run + 1}: {reason}")
-        print(f"FAILED: {reason}", file=sys.stderr)
+    def weigh(self, contenders: Sequence[Contender], where: Ground) -> None:
+        """Memory for each remembered file, once for each contender."""
+        count = memory.affordable(self._scale.memory)
+        with share(where, ("files",)) as source:
+            memory.make_files(source / "files", count)
+            for contender in contenders:
+                print(f"memory for {count} files: {contender.name}", file=sys.stderr)
+                try:
+                    self._weigh_one(contender, source, where, count)
+                except Failed as error:
+                    self._failed("memory", error)
 
-    def _rate(self, contender: Contender, workload: Workload, directory: Path) -> float:
-        flags = workload.flags if self.cold or workload.flags != COLD else ()
-        count = str(getattr(self.scale, workload.count))
-        words = [str(self.client), *flags, str(directory), workload.name, count]
-        client = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        try:
-            output, errors = client.communicate(timeout=CLIENT_SECONDS)
-        except BaseException as error:
-            client.kill()
-            contender.kill()  # else the client may wait for a request that nobody answers, deaf to signals
-            client.communicate()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise Failed(f"{contender.name}: {workload.label}: not done in {CLIENT_SECONDS:.0f} s") from None
-            raise
-        if client.returncode:
-            raise Failed(f"{contender.name}: {workload.label}: {last_line(errors)} {contender.last_words()}".rstrip())
-        _, ops, seconds = output.split()
-        return int(ops) / float(seconds)
+    def _weigh_one(self, contender: Contender, source: Path, where: Ground, count: int) -> None:
+        with serving(contender, source, where.mountpoint) as directory:
+            if not contender.processes():
+                return
+
+            def stat(files: int) -> None:
+                self._clients.run(contender, Step(f"stat of {files} files", "stat", files), directory)
+
+            found = memory.per_file(contender.processes(), stat, count)
+        figures = self.results.figures
+        figures.add(results.BEFORE, contender.name, found.before / (1 << 20))
+        figures.add(results.RSS, contender.name, found.rss)
+        figures.add(results.PSS, contender.name, found.pss)
+
+    def _failed(self, place: str, error: Failed) -> None:
+        earlier = None if error.__suppress_context__ else error.__context__
+        first = f"{earlier}; then " if isinstance(earlier, Failed) else ""
+        self.results.failures.append(f"{place}: {first}{error}")
+        print(f"FAILED: {first}{error}", file=sys.stderr)
 
 
-def choose(only: str | None, one_cpu: bool = False) -> list[Contender]:
+def choose(only: str | None, one_cpu: bool, rough: bool) -> list[Contender]:
     """The contenders asked for, by name or by family; ValueError names one that does not exist."""
     contenders = everyone(one_cpu)
     if only is None:
-        return contenders
+        return quick(contenders) if rough else contenders
     wanted = set(only.split(","))
     known = {c.name for c in contenders} | {c.family for c in contenders}
     if unknown := wanted - known:
@@ -211,19 +136,28 @@ def choose(only: str | None, one_cpu: bool = False) -> list[Contender]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; a wrong one ends the program."""
     parser = argparse.ArgumentParser(prog="python -m bench.run", description="Compare passthrough with its peers.")
-    parser.add_argument("--quick", action="store_true", help="small counts, under a minute: rough numbers")
+    parser.add_argument(
+        "--quick", action="store_true", help="small counts, tmpfs alone, no variants with one mechanism"
+    )
     parser.add_argument("--runs", type=int, metavar="N", help=f"interleaved runs ({FULL.runs}; quick: {QUICK.runs})")
     parser.add_argument("--only", metavar="NAME,...", help="contenders, by name or by family")
+    parser.add_argument("--source", metavar="KIND,...", help=f"of {','.join(SOURCES)} (all; quick: {SOURCES[0]})")
     parser.add_argument("--one-cpu", action="store_true", help="keep client and daemons on one CPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all runs there, too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture of the first source there (SVG)")
     options = parser.parse_args(arguments)
     if options.runs is not None and options.runs < 1:
         parser.error("--runs: at least 1")
-    if options.json and not options.json.resolve().parent.is_dir():
-        parser.error(f"--json: no directory for {options.json}")
+    for file in (options.json, options.plot):
+        if file and not file.resolve().parent.is_dir():
+            parser.error(f"no directory for {file}")
+    options.sources = options.source.split(",") if options.source else SOURCES[:1] if options.quick else SOURCES
+    if unknown := set(options.sources) - set(SOURCES):
+        parser.error(f"--source: no {', '.join(sorted(unknown))}; there are: {', '.join(SOURCES)}")
     try:
-        options.contenders = choose(options.only, options.one_cpu)
+        options.contenders = choose(options.only, options.one_cpu, options.quick)
     except ValueError as error:
         parser.error(f"--only: {error}")
     return options
@@ -241,11 +175,14 @@ def set_up(one_cpu: bool) -> None:
     # passthrough_ll keeps a descriptor per inode and does not raise the limit itself in libfuse 3.14.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # git asks nobody's configuration
+    os.environ |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
     if one_cpu:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command: returns the exit status."""
     options = parse(arguments)
     try:
         return compare(options)
@@ -256,21 +193,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     """The whole bench, after the command line."""
-    base = QUICK if options.quick else FULL
-    scale = Scale(options.runs or base.runs, base.files, base.mib, base.random)
+    scale = QUICK if options.quick else FULL
+    scale = replace(scale, runs=options.runs or scale.runs)
     set_up(options.one_cpu)
-    cold = os.access(DROP_CACHES, os.W_OK)
+    cold = can_drop_caches()
     facts = machine.describe(cold)
-    bench = Bench(build(Path(__file__).with_name("client.c"), "-Wall", "-Wextra"), scale, cold)
-    contenders = bench.prepare(options.contenders)
-    with ground(scale.mib) as where:
-        bench.measure(contenders, where)
-    settings: dict[str, object] = {"source": where.filesystem, **asdict(scale), "one CPU": options.one_cpu}
+    bench = Bench(Clients(build(Path(__file__).with_name("client.c"), "-Wall", "-Wextra"), cold), scale)
+    with ExitStack() as stack:
+        stack.enter_context(uring_enabled())
+        packed = stack.enter_context(archive(scale.tree))
+        contenders = bench.prepare(options.contenders)
+        run_all(bench, scale, packed, contenders, options.sources)
+    settings: dict[str, object] = {**asdict(scale), "one CPU": options.one_cpu}
     print(report.as_text(facts, settings, contenders, bench.results))
     if options.json:
-        document = report.as_json(facts, settings, contenders, bench.results)
+        document = results.as_json(facts, settings, contenders, bench.results)
         options.json.write_text(json.dumps(document, indent=2) + "\n")
+    if options.plot:
+        kind = options.sources[0]
+        options.plot.write_text(as_svg(bench.results.rates[kind], [c.name for c in contenders], facts, kind))
     return 1 if bench.results.failures else 0
+
+
+def run_all(
+    bench: Bench, scale: Scale, packed: Archive, contenders: Sequence[Contender], sources: Sequence[str]
+) -> None:
+    """The rows on every source, memory on the first: that does not depend on it."""
+    for number, kind in enumerate(sources):
+        todo = steps(scale, packed, len(os.sched_getaffinity(0)), direct=kind == "tmpfs")
+        with ground(kind, 2 * scale.mib + 512) as where:
+            bench.measure(contenders, kind, where, todo)
+            if number == 0:
+                bench.weigh(contenders, where)
 
 
 if __name__ == "__main__":

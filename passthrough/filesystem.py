@@ -184,7 +184,11 @@ class FileSystem:
     def create(
         self, ctx: Context, nodeid: int, name: bytes, flags: int, mode: int, umask: int, open_flags: int
     ) -> tuple[Entry, Opened]:
-        """Create a regular file with the caller's ownership and open it; an existing one is opened unless O_EXCL."""
+        """Create a regular file with the caller's ownership and open it.
+
+        The kernel asks this for a name that it believes does not exist, and has checked no permission to open it: one
+        that is there all the same is EEXIST with O_EXCL, else ESTALE, upon which the kernel looks again.
+        """
         unsupported()
 
     def tmpfile(

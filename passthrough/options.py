@@ -167,7 +167,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("nodev", "dev", value=False),
     Option("noexec", "exec", "No program can be started from the mount; exec is the default.", value=False),
     Option("exec", "exec"),
-    Option("noatime", "atime", "Reading changes no access times on the mount; atime is the default.", value=False),
+    Option(
+        "noatime", "atime", "The mount keeps no access times; about those of SRC its own mount decides.", value=False
+    ),
     Option("atime", "atime"),
     Option("sync", "sync", "Writes go through to the daemon before they return; async is the default."),
     Option("async", "sync", value=False),
@@ -267,7 +269,7 @@ _IGNORED = frozenset(
     "defaults auto noauto user nouser users nousers owner group nofail _netdev nodiratime diratime relatime norelatime "
     "strictatime lazytime nolazytime iversion noiversion silent loud".split()
 )
-_IGNORED_PREFIXES = ("x-", "X-", "comment=")
+_IGNORED_PREFIXES = ("x-", "X-", "comment=", "user=")
 
 Setting = tuple[str, str | None]
 """An option as it was given: the word, and the text after = if there was one."""

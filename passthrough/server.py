@@ -20,8 +20,8 @@ from .protocol.dirents import put_dirents, put_dirents_plus
 from .protocol.errors import RequestError
 from .protocol.negotiation import Agreement, FeatureError, VersionError, Wishes, negotiate, put_init, read_init
 from .protocol.operations import BY_NAME, BY_OPCODE, OPCODE_LIMIT, OPERATIONS, Operation, Out
-from .protocol.replies import encoder, join_names, put_ioctl, put_text, put_xattr
-from .protocol.requests import Header, decoder, read_forgets, read_groups, split_name
+from .protocol.replies import encoder, join_names, put_attr, put_entry, put_ioctl, put_text, put_xattr
+from .protocol.requests import Header, decoder, read_forgets, read_groups, read_name, split_name
 from .protocol.values import Buffers, Context, FileLock, FileRange, SetAttr
 from .waiting import Waiters
 
@@ -43,6 +43,8 @@ class Channel(Protocol):
         """Keep this request open; the function that is returned answers it, from any thread, with 0 or -errno."""
 
 
+_COMPLAINTS = 100
+
 Call = Callable[[Context, int, memoryview, int, memoryview, int, int, Channel, Buffers | None], int | None]
 """(ctx, nodeid, args, offset of the struct, payload, start, end, channel, data) to length, -errno or None."""
 
@@ -61,8 +63,7 @@ class Server:
     """Serves one FileSystem to one session. Thread-safe: queues call handle side by side.
 
     owner, where given, is the one uid besides root that is served (allow_root): others get EACCES, but for what they
-    may do with files that they already hold. After INIT either agreement is set, or failure
-    says why there is none.
+    may do with files that they already hold. After INIT either agreement is set, or failure says why there is none.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Server:
         self._kernel = kernel
         self._debug = debug
         self._owner = owner
+        self._complaints = 0
         self._waiters = Waiters()
         self._before: list[tuple[int, Call]] = [(0, _refuse)] * OPCODE_LIMIT
         self._before[BY_NAME["init"].opcode] = (0, self._init)
@@ -121,21 +123,22 @@ class Server:
         channel: Channel,
         data: Buffers | None,
     ) -> int | None:
-        ctx = Context(header.unique, header.uid, header.gid, header.pid)
-        extensions = header.total_extlen * 8
+        _, opcode, unique, nodeid, uid, gid, pid, extensions = header
+        ctx = Context(unique, uid, gid, pid)
+        extensions *= 8
         end -= extensions
         if self._debug:
-            size = self._calls[header.opcode][0] if header.opcode < OPCODE_LIMIT else 0
+            size = self._calls[opcode][0] if opcode < OPCODE_LIMIT else 0
             self._debug(trace.request_line(header, size, args, at, payload, start, end))
         result: int | None
         try:
             if end < start:
                 raise RequestError(f"{header.len} bytes are too few")
-            if self._owner is not None and header.uid not in (0, self._owner) and header.opcode not in _ANYBODY:
+            if self._owner is not None and uid not in (0, self._owner) and opcode not in _ANYBODY:
                 raise _fail(errno.EACCES)
             if extensions:
                 ctx.groups = read_groups(payload, end, end + extensions)
-            result = call(ctx, header.nodeid, args, at, payload, start, end, channel, data)
+            result = call(ctx, nodeid, args, at, payload, start, end, channel, data)
         except OSError as error:
             result = _negative(error)
         except (RequestError, OverflowError) as error:  # the latter: a number that fits no argument of its system call
@@ -145,14 +148,18 @@ class Server:
         except Exception:
             log.exception("a bug of ours: %s failed, the caller gets EIO", _name(header))
             result = -errno.EIO
-        if header.opcode in _NO_REPLY:
+        if opcode in _NO_REPLY:
             result = None
         if self._debug:
-            self._debug(trace.reply_line(header.unique, BY_OPCODE.get(header.opcode), result))
+            self._debug(trace.reply_line(unique, BY_OPCODE.get(opcode), result))
         return result
 
     def _malformed(self, header: Header, why: str) -> int | None:
-        log.warning("request %d (%s) is malformed: %s", header.unique, _name(header), why)
+        self._complaints += 1
+        if self._complaints <= _COMPLAINTS:  # a peer that sends nothing else must not fill the log
+            log.warning("request %d (%s) is malformed: %s", header.unique, _name(header), why)
+        if self._complaints == _COMPLAINTS:
+            log.warning("further malformed requests are answered and not logged")
         return None if header.opcode in _NO_REPLY else -errno.EINVAL
 
     # The session
@@ -315,7 +322,6 @@ def _fh_if_asked(getattr_flags: int, fh: int, *rest: int) -> tuple[int | None, .
 
 
 _ADAPT: dict[str, Callable[..., tuple[Any, ...]]] = {
-    "getattr": _fh_if_asked,
     "statx": _fh_if_asked,
     "setattr": lambda *values: (SetAttr._make(values),),
     "rename": lambda name, newname, newdir: (name, newname, newdir, 0),
@@ -324,6 +330,37 @@ _ADAPT: dict[str, Callable[..., tuple[Any, ...]]] = {
     "getlk": lambda fh, owner, start, end, kind, pid, flags: (fh, owner, FileLock(start, end, kind, pid), flags),
     "setlk": lambda fh, owner, start, end, kind, pid, flags: (fh, owner, FileLock(start, end, kind, pid), flags, False),
 }
+
+
+def _lookup(fs: FileSystem, layout: s.Layout | None, agreement: Agreement) -> Call:
+    """The commonest request, without the general way's detours."""
+    lookup = fs.lookup
+
+    def call(
+        ctx: Context,
+        nodeid: int,
+        args: memoryview,
+        at: int,
+        payload: memoryview,
+        start: int,
+        end: int,
+        channel: Channel,
+        data: Buffers | None,
+    ) -> int:
+        return put_entry(channel.body, lookup(ctx, nodeid, read_name(payload, start, end)))
+
+    return call
+
+
+def _getattr(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
+    """The next commonest."""
+    unpack, ask = layout.struct.unpack_from, fs.getattr
+
+    def call(ctx: Context, nodeid: int, args: memoryview, at: int, *rest: Any) -> int:
+        flags, fh = unpack(args, at)
+        return put_attr(rest[3].body, ask(ctx, nodeid, fh if flags & c.FUSE_GETATTR_FH else None))
+
+    return call
 
 
 def _forget(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
@@ -507,6 +544,8 @@ def _reply_limit(agreement: Agreement) -> int:
 
 
 _SPECIAL: dict[str, Callable[[FileSystem, Any, Agreement], Call]] = {
+    "lookup": _lookup,
+    "getattr": _getattr,
     "forget": _forget,
     "batch_forget": _batch_forget,
     "read": _read,

@@ -24,12 +24,18 @@ def start(serve: ServeFunction, silence: Callable[[], None]) -> None:
     reader, writer = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     sys.stderr.flush()
-    if os.fork() == 0:
+    daemon = os.fork()
+    if daemon == 0:
         os.close(reader)
         os._exit(_daemon(serve, silence, writer))
     os.close(writer)
-    message = os.read(reader, 1 << 16)  # one write of less than PIPE_BUF; nothing where the daemon died
-    os.close(reader)
+    try:
+        message = os.read(reader, 1 << 16)  # one write of less than PIPE_BUF; nothing where the daemon died
+    except KeyboardInterrupt:
+        os.kill(daemon, signal.SIGTERM)
+        raise
+    finally:
+        os.close(reader)
     if not message:
         raise UserError("the daemon ended before it was ready", exitcodes.SYSTEM)
     if message[0] != exitcodes.OK:
@@ -47,18 +53,19 @@ def close_streams() -> None:
 def _daemon(serve: ServeFunction, silence: Callable[[], None], writer: int) -> int:
     def report(status: int, line: str = "") -> None:
         nonlocal writer
-        if writer >= 0:
+        if writer < 0:
+            return
+        try:
             os.write(writer, bytes([status]) + line.encode(errors="replace"))
-            os.close(writer)
-            writer = -1
+        except BrokenPipeError:  # the starter was ended meanwhile: end like a daemon that was told to
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.close(writer)
+        writer = -1
 
     def ready() -> None:
         silence()
         close_streams()
-        try:
-            report(exitcodes.OK)
-        except BrokenPipeError:  # the starter was ended meanwhile: end like a daemon that was told to
-            os.kill(os.getpid(), signal.SIGTERM)
+        report(exitcodes.OK)
 
     try:
         os.setsid()

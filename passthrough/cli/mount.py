@@ -17,7 +17,7 @@ from ..fs.tree import Choice, Covered, Tree
 from ..options import MountOptions
 from ..transport import mounting
 from . import background, state
-from .serving import Mount
+from .serving import ENDING, Mount
 
 _log = logging.getLogger(__name__)
 
@@ -156,15 +156,20 @@ def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoin
 
     fusermount3 has an option of that name, which before libfuse 3.15 does nothing without allow_other.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until each side knows what to do with one
+    watcher = os.getpid()
     daemon = os.fork()
     if daemon == 0:
         sandbox.die_with_parent()
+        if os.getppid() != watcher:
+            raise UserError("ended before the mount was ready", exitcodes.INTERRUPTED)
         return serve(ready)
     if detached:
         _log_in_background()
         background.close_streams()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in ENDING:
         signal.signal(number, lambda number, frame: os.kill(daemon, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     _, status = os.waitpid(daemon, 0)
     if mounting.is_dead(mountpoint):
         try:

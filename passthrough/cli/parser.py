@@ -78,7 +78,10 @@ def _add_long(group: Any, option: Option) -> None:
 
 
 def _add_umount(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Unmount MNT and stop its daemon; files that are still open there are cut off."
+    parser.description = (
+        "Unmount MNT and stop its daemon; files that are still open there are cut off, but for what the kernel itself "
+        "reads and writes."
+    )
     parser.add_argument("mountpoint", metavar="MNT", help="the mount point")
 
 

@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import socket
+from dataclasses import replace
 
 from .. import exitcodes
 from ..errors import UserError
@@ -20,7 +21,7 @@ from . import state
 
 log = logging.getLogger(__name__)
 
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _QUIESCE_S = 5.0
 _JOIN_S = 5.0
 _QUICK_JOIN_S = 0.5
@@ -33,10 +34,11 @@ class Signals:
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
-        for number in _ENDING:
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        for number in ENDING:
             signal.signal(number, lambda *_: None)
         install_wake_signal()
-        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # a watcher forks with them blocked
 
     def fileno(self) -> int:
         """What to poll."""
@@ -45,7 +47,7 @@ class Signals:
     def ending(self) -> bool:
         """Whether one of the ending signals has come."""
         try:
-            return any(number in _ENDING for number in self._reader.recv(4096))
+            return any(number in ENDING for number in self._reader.recv(4096))
         except BlockingIOError:
             return False
 
@@ -93,14 +95,25 @@ class Mount:
 
     def start(self) -> None:
         """Mount and serve; returns when INIT has been answered. UserError where that is not to be had."""
+        try:
+            self._begin(self._wishes)
+        except UserError as error:
+            if not self._may_do_without_uring():
+                raise
+            log.warning("%s; requests are read from /dev/fuse instead", error)
+            self._begin(replace(self._wishes, flags=self._wishes.flags & ~c.FUSE_OVER_IO_URING))
+
+    def _may_do_without_uring(self) -> bool:
+        uring_only = c.FUSE_OVER_IO_URING & ~self._wishes.required
+        return bool(self._wishes.flags & uring_only) and self._session.uring_failed
+
+    def _begin(self, wishes: Wishes) -> None:
         self._mounted = mounting.mount(self._request)
         try:
-            self._session = Session(
-                self._mounted.fd, self._threads, max(self._wishes.max_write, self._request.max_read)
-            )
+            self._session = Session(self._mounted.fd, self._threads, max(wishes.max_write, self._request.max_read))
             self._server = Server(
                 self._fs,
-                self._wishes,
+                wishes,
                 kernel=self._session,
                 debug=self._debug,
                 owner=os.getuid() if self._request.owner_only else None,

@@ -42,8 +42,12 @@ class StateFile:
 
     def __init__(self, device: str, source: str, mountpoint: str) -> None:
         self.path = os.path.join(directory(), device + ".daemon")
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        while True:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            if os.fstat(self._fd).st_nlink:
+                break
+            os.close(self._fd)  # an ending daemon removed it while we waited; the number is ours now
         os.ftruncate(self._fd, 0)
         os.write(self._fd, f"{os.getpid()}\n{source}\n{mountpoint}\n".encode(errors="surrogateescape"))
 

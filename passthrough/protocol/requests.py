@@ -34,13 +34,14 @@ class Header(NamedTuple):
 
 
 _unpack_header = FUSE_IN_HEADER.struct.unpack_from
+_new_tuple = tuple.__new__  # half the cost of Header._make, which is Python
 
 
 def read_header(buffer: memoryview, received: int) -> Header:
     """The header of a request of which `received` bytes came. StreamError where the lengths disagree."""
     if received < IN_HEADER_SIZE:
         raise StreamError(f"a request of {received} bytes, shorter than its header of {IN_HEADER_SIZE}")
-    header = Header._make(_unpack_header(buffer))
+    header = _new_tuple(Header, _unpack_header(buffer))
     if header.len != received:
         raise StreamError(f"request {header.unique} says {header.len} bytes, {received} came")
     return header
@@ -58,7 +59,7 @@ def read_names(payload: memoryview, start: int, end: int, count: int) -> tuple[b
 def decoder(operation: Operation, layout: Layout | None = None) -> Decoder:
     """How this operation's names and values are read; `layout` replaces the row's struct (SETXATTR without EXT).
 
-    For an operation with data, its names end at the first NULs and the data follows: see split_names.
+    For an operation with data, its names end at the first NULs and the data follows: see split_name.
     """
     layout = layout or operation.struct
     count = operation.names
@@ -66,7 +67,7 @@ def decoder(operation: Operation, layout: Layout | None = None) -> Decoder:
         if count == 0:
             return lambda args, at, payload, start, end: ()
         if count == 1:
-            return _one_name
+            return lambda args, at, payload, start, end: (read_name(payload, start, end),)
         return lambda args, at, payload, start, end: read_names(payload, start, end, count)
     unpack = layout.struct.unpack_from
     if count == 0:
@@ -74,12 +75,12 @@ def decoder(operation: Operation, layout: Layout | None = None) -> Decoder:
     return lambda args, at, payload, start, end: read_names(payload, start, end, count) + unpack(args, at)
 
 
-def _one_name(args: memoryview, at: int, payload: memoryview, start: int, end: int) -> Arguments:
-    """The commonest shape, LOOKUP's, without a list in between."""
+def read_name(payload: memoryview, start: int, end: int) -> bytes:
+    """Exactly one name, ended by a NUL and filling payload[start:end]: the commonest shape, without a list."""
     raw = bytes(payload[start:end])
     if raw.find(0) != len(raw) - 1 or not raw:
         raise RequestError(f"a name was due in {len(raw)} bytes")
-    return (raw[:-1],)
+    return raw[:-1]
 
 
 def split_name(payload: memoryview, start: int, end: int, limit: int = 4096) -> tuple[bytes, int]:

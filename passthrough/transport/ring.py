@@ -27,7 +27,8 @@ _OFF_SQES = 0x10000000
 _FEAT_SINGLE_MMAP = 1
 
 _params = Struct("=IIIIIII12x10I10I")  # struct io_uring_params, with sq_off and cq_off (40 bytes each)
-_cqe = Struct("=QiI")  # user_data, res, flags
+_cqe = Struct("=Qi").unpack_from  # struct io_uring_cqe: user_data, res, then flags
+CQE_SIZE = 16
 
 
 class Ring:
@@ -44,7 +45,7 @@ class Ring:
         if not features & _FEAT_SINGLE_MMAP:
             os.close(self.fd)
             raise OSError(errno.ENOSYS, "io_uring without IORING_FEAT_SINGLE_MMAP")
-        size = max(sq[6] + sq_entries * 4, cq[5] + cq_entries * _cqe.size)
+        size = max(sq[6] + sq_entries * 4, cq[5] + cq_entries * CQE_SIZE)
         self._ring = mmap.mmap(self.fd, size, mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=0)
         self._slots = mmap.mmap(self.fd, sq_entries * SQE_SIZE, mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=_OFF_SQES)
         words = memoryview(self._ring).cast("I")
@@ -59,6 +60,8 @@ class Ring:
         self._cq_mask = words[cq[2] // 4]
         self._cqes = cq[5]
         self._queued = 0
+        self._tail = words[self._sq_tail]
+        self._head = words[self._cq_head]
 
     def write(self, slot: int, entry: bytes) -> None:
         """Fill a slot with a submission entry."""
@@ -66,10 +69,9 @@ class Ring:
 
     def queue(self, slot: int) -> None:
         """Submit this slot with the next enter()."""
-        words = self._words
-        tail = words[self._sq_tail]
+        words, tail = self._words, self._tail
         words[self._array + (tail & self._sq_mask)] = slot
-        words[self._sq_tail] = (tail + 1) & 0xFFFFFFFF
+        words[self._sq_tail] = self._tail = (tail + 1) & 0xFFFFFFFF
         self._queued += 1
 
     def enter(self, wait: int = 1) -> None:
@@ -80,15 +82,19 @@ class Ring:
         except InterruptedError:
             return
 
+    def take(self) -> tuple[int, int]:
+        """(user_data, res) of the next completion; while there is none, submits what was queued and waits."""
+        words, head = self._words, self._head
+        while head == words[self._cq_tail]:
+            self.enter()
+        user_data, res = _cqe(self._ring, self._cqes + (head & self._cq_mask) * CQE_SIZE)
+        words[self._cq_head] = self._head = (head + 1) & 0xFFFFFFFF
+        return user_data, res
+
     def completions(self) -> Iterator[tuple[int, int]]:
-        """(user_data, res) of each completion that is there; each is taken when it is yielded."""
-        words, ring = self._words, self._ring
-        head = words[self._cq_head]
-        while head != words[self._cq_tail]:
-            user_data, res, _ = _cqe.unpack_from(ring, self._cqes + (head & self._cq_mask) * _cqe.size)
-            head = (head + 1) & 0xFFFFFFFF
-            words[self._cq_head] = head
-            yield user_data, res
+        """The completions that are there; each is taken when it is yielded."""
+        while self._head != self._words[self._cq_tail]:
+            yield self.take()
 
     def close(self) -> None:
         """Give the ring back; what was submitted is cancelled."""

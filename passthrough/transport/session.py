@@ -115,6 +115,11 @@ class Session:
         halted = [queue.halted for queue in self._queues] + [queue.failure for queue in self._uring]
         return next((why for why in halted if why), self._crew.failure if self._crew else None)
 
+    @property
+    def uring_failed(self) -> bool:
+        """Whether it was io_uring that could not begin."""
+        return any(queue.failure for queue in self._uring)
+
     def _idle(self) -> bool:
         return all(queue.idle for queue in self._queues) and all(queue.idle for queue in self._uring)
 

@@ -48,13 +48,14 @@ _SLOW = frozenset(
 _sqe = Struct("=BBHiI4xQIIQ8xQQH")
 _poll_sqe = Struct("=BBHiQQIIQ")
 _iovecs = Struct("=QQQQ")
-_unpack_header = FUSE_IN_HEADER.struct.unpack_from
-_unpack_ring_entry = Struct("=QI").unpack_from  # commit_id and payload_sz of fuse_uring_ent_in_out
+_new_tuple = tuple.__new__
 _pack_commit_id = Struct("=Q").pack_into
 _pack_size = Struct("=I").pack_into
 _OP_IN = FUSE_URING_IN_OUT_HEADER_SZ
 _COMMIT_ID = 2 * FUSE_URING_IN_OUT_HEADER_SZ + 8
 _PAYLOAD_SIZE = _COMMIT_ID + 8
+# fuse_in_header, and commit_id and payload_sz of fuse_uring_ent_in_out, in one go
+_unpack_request = Struct(f"{FUSE_IN_HEADER.struct.format}{_COMMIT_ID - FUSE_IN_HEADER.size}xQI").unpack_from
 _SQE_COMMIT_ID = 56
 _PAGE = mmap.PAGESIZE
 
@@ -120,7 +121,7 @@ class UringQueue:
         self._fd = fd
         self.cpu = cpu
         self._server = server
-        self._payload = max(payload, FUSE_MIN_READ_BUFFER)
+        self._payload = -(-max(payload, FUSE_MIN_READ_BUFFER) // _PAGE) * _PAGE  # the kernel wants max_pages of them
         self._helpers = helpers
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._answers: deque[tuple[_Entry, int]] = deque()
@@ -151,19 +152,18 @@ class UringQueue:
             log.debug("queue %d: this process may not run there, or it is offline", self.cpu)
 
     def _loop(self) -> None:
-        rings, entries = self._ring, self._entries
+        take, entries = self._ring.take, self._entries
         while self._alive:
-            rings.enter()
+            slot, result = take()
             self.idle = False
-            for slot, result in rings.completions():
-                if slot == _WAKE_SLOT:
-                    self._take_answers()
-                elif result == 0:
-                    self._serve(entries[slot])
-                else:
-                    self._ended(result)
+            if slot == _WAKE_SLOT:
+                self._take_answers()
+            elif result == 0:
+                self._serve(entries[slot])
+            else:
+                self._ended(result)
             self.idle = self._out == 0
-        rings.close()
+        self._ring.close()
 
     def _ended(self, result: int) -> None:
         self._alive -= 1
@@ -172,9 +172,10 @@ class UringQueue:
             log.error("%s; this queue halts", self.failure)
 
     def _serve(self, entry: _Entry) -> None:
-        header = Header._make(_unpack_header(entry.header))
-        _, size = _unpack_ring_entry(entry.header, _COMMIT_ID)
+        *fields, commit_id, size = _unpack_request(entry.header)
+        header = _new_tuple(Header, fields)
         entry.unique = header.unique
+        _pack_commit_id(self._ring.slots, entry.slot * SQE_SIZE + _SQE_COMMIT_ID, commit_id)
         if header.opcode in _SLOW and len(self._entries) < _SLOTS // 2:
             self._helpers.submit(self._help, entry, header, size)
             self._taken_out()
@@ -190,12 +191,14 @@ class UringQueue:
         self.hand_back(entry, -errno.EIO if length is None else length)
 
     def _commit(self, entry: _Entry, length: int) -> None:
-        head, slot = entry.header, entry.slot
-        body = max(length, 0)
-        _pack_commit_id(self._ring.slots, slot * SQE_SIZE + _SQE_COMMIT_ID, _unpack_ring_entry(head, _COMMIT_ID)[0])
-        put_header(head, 0, OUT_HEADER_SIZE + body, min(0, length), entry.unique)
-        _pack_size(head, _PAYLOAD_SIZE, body)
-        self._ring.queue(slot)
+        header = entry.header
+        if length >= 0:
+            put_header(header, 0, OUT_HEADER_SIZE + length, 0, entry.unique)
+            _pack_size(header, _PAYLOAD_SIZE, length)
+        else:
+            put_header(header, 0, OUT_HEADER_SIZE, length, entry.unique)
+            _pack_size(header, _PAYLOAD_SIZE, 0)
+        self._ring.queue(entry.slot)
 
     # Entries
 

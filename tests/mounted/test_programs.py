@@ -16,6 +16,7 @@ from .harness import Harness, Mount
 
 MODES = {
     "auto": ("cache=auto",),
+    "daemon": ("cache=auto", "passthrough=off", "io_uring=off"),
     "never": ("cache=never",),
     "always": ("cache=always",),
     "writeback": ("cache=always,writeback",),
@@ -375,8 +376,9 @@ def test_dd(mount: Mount, harness: Harness, how: str) -> None:
         "threads=16,max_write=16M,cache=never",
     ],
 )
-def test_odd_sizes_and_threads(harness: Harness, options: str) -> None:
-    mount = harness.mount("-o", options)
+@pytest.mark.parametrize("io_uring", ["auto", "off"])
+def test_odd_sizes_and_threads(harness: Harness, options: str, io_uring: str) -> None:
+    mount = harness.mount("-o", options, "-o", f"passthrough=off,io_uring={io_uring}")
     original = harness.base / "random"
     harness.run_program("dd", "if=/dev/urandom", f"of={original}", "bs=1M", "count=9", "iflag=fullblock")
     for flag in ("", "direct"):

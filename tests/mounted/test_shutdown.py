@@ -36,6 +36,8 @@ SOON_S = 20.0
 """More than any shutdown may take, on a machine that is busy with other things."""
 CUT_OFF = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV}
 """What those get who still hold something of a mount that is gone."""
+LEFT = {"daemon": {b"written"}, "default": {b"written", b"writtenmore"}}
+"""What a file may hold that was written to after the end: where the kernel writes it itself, it still can."""
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
@@ -63,10 +65,16 @@ def _read(path: Path) -> bytes:
         return b""
 
 
+@pytest.fixture(params=LEFT)
+def way(request: pytest.FixtureRequest) -> str:
+    """How the kernel and the daemon talk."""
+    return str(request.param)
+
+
 @pytest.fixture
-def mount(harness: Harness) -> Mount:
-    """A mount with the default options."""
-    return harness.mount()
+def mount(harness: Harness, way: str) -> Mount:
+    """A mount with the default options, or without help from the kernel."""
+    return harness.mount(*(["-o", "passthrough=off,io_uring=off"] if way == "daemon" else []))
 
 
 @contextlib.contextmanager
@@ -116,12 +124,12 @@ def test_signal_ends_the_daemon(mount: Mount, number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_signal_while_it_is_in_use(mount: Mount, number: signal.Signals) -> None:
+def test_signal_while_it_is_in_use(mount: Mount, way: str, number: signal.Signals) -> None:
     with told(INSIDE, mount.point) as process:
         os.kill(pid_of(mount), number)
         assert gone(mount)
         assert int(answer(process)) in CUT_OFF
-    assert (mount.source / "file").read_bytes() == b"written"
+    assert (mount.source / "file").read_bytes() in LEFT[way]
 
 
 def test_signals_one_after_the_other(mount: Mount) -> None:
@@ -176,14 +184,14 @@ def test_what_was_confirmed_is_in_the_source(harness: Harness, options: tuple[st
     assert os.listdir(mount.point) == []
 
 
-def test_mounting_again_after_a_shutdown_in_use(harness: Harness, mount: Mount) -> None:
+def test_mounting_again_after_a_shutdown_in_use(harness: Harness, mount: Mount, way: str) -> None:
     with told(INSIDE, mount.point) as process:
         mount.umount()
         assert gone(mount)
         again = harness.mount(source=mount.source, point=mount.point)
         assert (again.point / "file").read_bytes() == b"written"
         assert int(answer(process)) in CUT_OFF
-        assert (again.point / "file").read_bytes() == b"written"
+        assert (again.point / "file").read_bytes() in LEFT[way]
         again.umount()
         assert gone(again)
 
@@ -250,13 +258,13 @@ def test_forced_umount_while_it_is_in_use(mount: Mount) -> None:
         assert int(answer(process)) in CUT_OFF
 
 
-def test_our_umount_while_it_is_in_use(mount: Mount) -> None:
+def test_our_umount_while_it_is_in_use(mount: Mount, way: str) -> None:
     with told(INSIDE, mount.point) as process:
         result = run("umount", mount.point)
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
         assert gone(mount)
         assert int(answer(process)) in CUT_OFF
-    assert (mount.source / "file").read_bytes() == b"written"
+    assert (mount.source / "file").read_bytes() in LEFT[way]
 
 
 def test_umounts_at_once(mount: Mount) -> None:
@@ -329,6 +337,7 @@ def test_killed(mount: Mount) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     assert not is_mounted(mount.point)
     assert run("umount", mount.point).returncode == exitcodes.NOT_MOUNTED
+    Path(state).unlink()
 
 
 def test_killed_and_cleared_while_it_is_in_use(mount: Mount) -> None:
@@ -408,7 +417,7 @@ def test_the_starter_is_ended_too_early(harness: Harness, number: signal.Signals
         wait_until(lambda: children_of(starter.pid) != [], "the daemon is forked")
         starter.send_signal(number)
         if starter.wait(TIMEOUT_S) == exitcodes.OK:
-            pytest.skip("the mount was there before the signal")
+            mount.umount()  # Python lost the signal (it came in a callback of fork), or it came too late
     wait_until(lambda: processes_about(mount.point) == [], "the daemon has ended")
     assert not is_mounted(mount.point)
     assert no_state_of(mount)

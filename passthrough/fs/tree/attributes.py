@@ -8,6 +8,7 @@ from ... import syscalls
 from ...protocol import constants as c
 from ...protocol.values import Attr, Context, SetAttr, StatFs, Statx
 from .base import MASK, TreeBase, attr_of
+from .handles import Handle
 from .inodes import Inode
 
 _OWNER = c.FATTR_UID | c.FATTR_GID
@@ -41,13 +42,13 @@ class Attributes(TreeBase):
         """
         inode = self.inodes.get(nodeid)
         valid = attrs.valid
-        fd = self.files.get(attrs.fh, nodeid).fd if valid & c.FATTR_FH and inode.kind == stat.S_IFREG else None
+        handle = self.files.get(attrs.fh, nodeid) if valid & c.FATTR_FH and inode.kind == stat.S_IFREG else None
         if valid & _OWNER or not valid & ~_NO_CHANGE:
             self._chown(inode, attrs)
         if valid & c.FATTR_MODE:
             os.chmod(str(inode.fd), attrs.mode & _MODE_BITS, dir_fd=self.proc)
         if valid & c.FATTR_SIZE:
-            self._truncate(inode, fd, attrs.size, valid & c.FATTR_KILL_SUIDGID)
+            self._truncate(inode, handle, attrs.size, valid & c.FATTR_KILL_SUIDGID)
         if valid & _TIMES:
             self._utime(inode, attrs)
         return self.getattr(ctx, nodeid, None)
@@ -59,18 +60,15 @@ class Attributes(TreeBase):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         os.chown(str(inode.fd), uid, gid, dir_fd=self.proc)
 
-    def _truncate(self, inode: Inode, fd: int | None, size: int, kill: int) -> None:
+    def _truncate(self, inode: Inode, handle: Handle | None, size: int, kill: int) -> None:
         if size >= 1 << 63:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         if inode.kind != stat.S_IFREG:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        opened = self.reopen(inode, os.O_WRONLY | os.O_NONBLOCK) if fd is None else None
-        try:
-            with self.credentials.killing_privileges(kill):
-                os.ftruncate(fd if opened is None else opened, size)  # type: ignore[arg-type]
-        finally:
-            if opened is not None:
-                os.close(opened)
+        if handle is None:
+            handle = Handle(self.reopen(inode, os.O_WRONLY), inode)
+        with self.credentials.killing_privileges(kill):
+            os.ftruncate(handle.fd, size)
 
     def _utime(self, inode: Inode, attrs: SetAttr) -> None:
         valid = attrs.valid
@@ -92,7 +90,8 @@ class Attributes(TreeBase):
 
     def statfs(self, ctx: Context, nodeid: int) -> StatFs:
         """Of the file system that the node lies on."""
-        st = os.statvfs(self.inodes.get(nodeid).fd)
+        inode = self.inodes.get(nodeid)
+        st = os.statvfs(inode.fd)
         return StatFs(
             st.f_blocks, st.f_bfree, st.f_bavail, st.f_files, st.f_ffree, st.f_bsize, st.f_namemax, st.f_frsize
         )

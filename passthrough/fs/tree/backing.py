@@ -6,11 +6,14 @@ opens: an inode that was refused once is served through the daemon for as long a
 
 The O_PATH descriptor is registered: each open of the mount makes the kernel open the file anew with that open's flags,
 and with the credentials of the registering thread. They lack CAP_FSETID, so a write clears SUID and SGID; the kernel
-leaves that to us (FUSE_HANDLE_KILLPRIV_V2), and a write that we do not see we cannot do it for.
+leaves that to us (FUSE_HANDLE_KILLPRIV_V2), and a write that we do not see we cannot do it for. Root's own writes would
+keep the bits, so a file that has them when it is opened for writing is served through the daemon.
 """
 
 import errno
 import logging
+import os
+import stat
 import threading
 
 from ... import syscalls
@@ -21,6 +24,7 @@ from .inodes import Inode
 log = logging.getLogger(__name__)
 
 REFUSED = -1
+_PRIVILEGES = stat.S_ISUID | stat.S_ISGID
 _STACKED = frozenset({0x794C7630, 0x65735546, 0xF15F})  # overlay, FUSE, ecryptfs (linux/magic.h)
 _FOR_ALL = frozenset({errno.EPERM, errno.ENOTTY, errno.ENOSYS, errno.EOPNOTSUPP})
 
@@ -41,11 +45,14 @@ class Backings:
         self._lock = threading.Lock()
         self._off = False
 
-    def open(self, inode: Inode) -> int:
+    def open(self, inode: Inode, *, writing: bool) -> int:
         """The id for one more open of this inode, or 0 where its data must pass through the daemon."""
         with self._lock:
             if inode.backing_id == 0 and not self._off:
-                self._register(inode)
+                if writing and os.stat(inode.fd).st_mode & _PRIVILEGES:
+                    inode.backing_id = REFUSED
+                else:
+                    self._register(inode)
             if inode.backing_id <= 0:
                 return 0
             inode.backed_opens += 1

@@ -20,6 +20,7 @@ from .directory import DirHandle
 from .handles import BackedHandle, Handle, HandleMap
 from .inodes import Inode, InodeMap, Key
 from .janitor import Janitor
+from .pins import Pins
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ _FOPEN = {
     Cache.ALWAYS: c.FOPEN_KEEP_CACHE,
 }
 
+_OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_NONBLOCK | os.O_DSYNC | os.O_SYNC
 _NO_FLUSH = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0x858458F6, 0xF2F52010})
 """statfs types whose files have no flush operation: ext2 to ext4, xfs, btrfs, tmpfs, ramfs, f2fs (linux/magic.h)."""
 
@@ -44,17 +46,19 @@ _NO_FLUSH = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0x858458F6, 0
 ST_MODE = 6
 key_of = itemgetter(7, 21, 22, 23)
 """The Key in a statx result."""
-_in_fuse_order = itemgetter(7, 8, 9, 11, 17, 15, 12, 18, 16, 6, 3, 4, 5)
+_RDEV_MAJOR, _RDEV_MINOR = 19, 20
+_in_fuse_order = itemgetter(7, 8, 9, 11, 17, 15, 12, 18, 16, 6, 3, 4, 5, _RDEV_MAJOR, 1, _RDEV_MAJOR)
+"""Attr's fields in a statx result; the major device number, which is 0 for most, stands in for rdev and for flags."""
 _new_tuple = tuple.__new__
 
 
 def attr_of(st: tuple[int, ...], ino_mask: int) -> Attr:
     """fuse_attr out of a statx result."""
+    if not (ino_mask or st[_RDEV_MINOR] or st[_RDEV_MAJOR]):
+        return _new_tuple(Attr, _in_fuse_order(st))
     facts = _in_fuse_order(st)
-    rdev = encode_dev(st[19], st[20]) if st[20] or st[19] else 0
-    if ino_mask:
-        facts = (facts[0] ^ ino_mask, *facts[1:])
-    return _new_tuple(Attr, (*facts, rdev, st[1], 0))
+    rdev = encode_dev(st[_RDEV_MAJOR], st[_RDEV_MINOR])
+    return _new_tuple(Attr, (facts[0] ^ ino_mask, *facts[1:13], rdev, facts[14], 0))
 
 
 class TreeBase(FileSystem):
@@ -86,14 +90,15 @@ class TreeBase(FileSystem):
         self.entry_ns = config.entry_timeout_ns or 0
         self.attr_ns = config.attr_timeout_ns or 0
         self.proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.credentials = Credentials()
+        self.credentials = Credentials(trusting=config.default_permissions)
         self.writeback = False
         self._quiet: dict[tuple[int, ...], bool] = {}
         self._masks: dict[tuple[int, int], int] = {}
         self._masks_lock = threading.Lock()
+        self.pins = Pins()
         st = syscalls.statx(root_fd, b"", syscalls.AT_EMPTY_PATH, MASK)
         key = key_of(st)
-        root = Inode(c.FUSE_ROOT_ID, root_fd, key, stat.S_IFMT(st[ST_MODE]), self.ino_mask(key))
+        root = Inode(c.FUSE_ROOT_ID, root_fd, key, stat.S_IFMT(st[ST_MODE]), self.ino_mask(key), self.pins)
         self.inodes = InodeMap(root)
         self.files: HandleMap[Handle] = HandleMap()
         self.dirs: HandleMap[DirHandle] = HandleMap()
@@ -126,7 +131,6 @@ class TreeBase(FileSystem):
         """A session begins."""
         self.writeback = agreement.has(c.FUSE_WRITEBACK_CACHE)
         self.credentials.masks = agreement.has(c.FUSE_DONT_MASK)
-        self.credentials.supplementary = agreement.has(c.FUSE_CREATE_SUPP_GROUP)
         if kernel is not None and agreement.has(c.FUSE_PASSTHROUGH) and not self.writeback:
             self._backings = Backings(kernel, self.credentials)
         if kernel is not None:
@@ -171,17 +175,18 @@ class TreeBase(FileSystem):
     def entry(self, found: tuple[Inode, Attr]) -> Entry:
         """What a lookup answers."""
         inode, attr = found
-        return Entry(inode.nodeid, attr, self.entry_ns, self.attr_ns)
+        return _new_tuple(Entry, (inode.nodeid, attr, self.entry_ns, self.attr_ns, 0))
 
     def reopen(self, inode: Inode, flags: int) -> int:
         """Open for real what an inode's O_PATH descriptor stands for: regular files and directories, nothing else.
 
-        Opening a device, fifo or socket could block, or act on the machine: EBADF.
+        Opening a device, fifo or socket could block, or act on the machine: EBADF. Opening a file on which somebody
+        holds a lease would wait for that holder, and other requests with it: EAGAIN, and the lease is being broken.
         """
         if inode.kind not in (stat.S_IFREG, stat.S_IFDIR):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         self.afford()
-        return os.open(str(inode.fd), flags | os.O_CLOEXEC, dir_fd=self.proc)
+        return os.open(str(inode.fd), flags | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.proc)
 
     def open_flags(self, flags: int) -> int:
         """The flags to open the source's file with.
@@ -190,7 +195,7 @@ class TreeBase(FileSystem):
         that it writes in part (O_RDWR). O_DIRECT is between the caller and the kernel: our page cache is the source's.
         O_NOATIME would fail for files of others.
         """
-        flags &= ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_APPEND | os.O_DIRECT | os.O_NOATIME | os.O_NOFOLLOW)
+        flags &= _OPEN_FLAGS
         if self.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
             flags = flags & ~os.O_ACCMODE | os.O_RDWR
         return flags
@@ -223,7 +228,7 @@ class TreeBase(FileSystem):
         if inode.kind != stat.S_IFREG:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if self._backings is not None and flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY:
-            backing_id = self._backings.open(inode)
+            backing_id = self._backings.open(inode, writing=False)
             if backing_id:
                 return self._backed(inode, None, flags, backing_id)
         with self.credentials.killing_privileges(open_flags & c.FUSE_OPEN_KILL_SUIDGID):
@@ -242,7 +247,7 @@ class TreeBase(FileSystem):
 
     def opened(self, inode: Inode, fd: int, flags: int) -> Opened:
         """A handle for a file that was opened or created here (fd is taken over)."""
-        backing_id = self._backings.open(inode) if self._backings is not None else 0
+        backing_id = self._backings.open(inode, writing=True) if self._backings is not None else 0
         if backing_id:
             return self._backed(inode, fd, flags, backing_id)
         return Opened(self.files.add(Handle(fd, inode)), self.fopen_flags(inode, flags))
@@ -267,28 +272,25 @@ class TreeBase(FileSystem):
         The root's device has 0; the others get the upper 16 bits in the order in which they are met.
         """
         with self._masks_lock:
-            return self._masks.setdefault(key[1:3], len(self._masks) << 48)
-
-    def _pinned(self) -> int:
-        return len(self.inodes) + len(self.files) + len(self.dirs)
+            return self._masks.setdefault(key[1:3], (len(self._masks) & 0xFFFF) << 48)
 
     def scarce(self) -> bool:
         """Whether so few descriptors are left that what is not necessary should not take one."""
-        return self._pinned() * 8 >= self.limit * 7
+        return len(self.pins) * 8 >= self.limit * 7
 
     def afford(self) -> None:
         """ENFILE when clients have pinned all descriptors that they may; before that, ask the kernel to let some go.
 
         Near the limit who asks must wait for that: a walk can pin faster than the janitor frees.
         """
-        pinned = self._pinned()
+        pinned = len(self.pins)
         if pinned * 4 < self.limit * 3:
             return
         if self._janitor is not None:
             self._janitor.wake()
             if self.scarce():
                 self._janitor.wait_for_pass(_PASS_S)
-                pinned = self._pinned()
+                pinned = len(self.pins)
         if pinned >= self.limit:
             if not self._warned:
                 self._warned = True

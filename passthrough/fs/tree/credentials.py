@@ -1,9 +1,9 @@
 """Acting as the caller: a file that is created belongs to whoever asked, with the caller's umask.
 
 Only the calling thread changes, by raw system calls. Three things are switched: the effective gid and uid with the one
-supplementary group that the kernel names (and DAC_OVERRIDE kept where it names none, since the kernel has checked the
-caller's permission already); the umask, for which each thread gets a file system context of its own (CLONE_FS); and
-CAP_FSETID, without which a write clears SUID and SGID as it does for an ordinary user.
+supplementary group that the kernel names (DAC_OVERRIDE is kept where the kernel has checked the caller's permission: it
+knows all of the caller's groups and capabilities, and we do not); the umask, for which each thread gets a file system
+context of its own (CLONE_FS); and CAP_FSETID, without which a write clears SUID and SGID as for an ordinary user.
 """
 
 import errno
@@ -17,6 +17,8 @@ from ...protocol.constants import FUSE_INVALID_UIDGID
 from ...protocol.values import Context
 
 log = logging.getLogger(__name__)
+
+_CANNOT_GO_ON = 4  # exitcodes.BUG
 
 
 class _PerThread(threading.local):
@@ -64,12 +66,17 @@ class _Caller:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         ctx = self._ctx
-        if ctx.uid:
-            syscalls.thread_setresuid(0)
-        if ctx.gid:
-            syscalls.thread_setresgid(0)
-        if ctx.groups:
-            syscalls.thread_setgroups(())
+        try:
+            if ctx.uid:
+                syscalls.thread_setresuid(0)
+            if ctx.gid:
+                syscalls.thread_setresgid(0)
+            if ctx.groups:
+                syscalls.thread_setgroups(())
+        except OSError:
+            log.critical("a thread cannot become itself again, and must not go on as a client: the daemon ends")
+            logging.shutdown()
+            os._exit(_CANNOT_GO_ON)
 
 
 class _WithoutFsetid:
@@ -87,13 +94,14 @@ class _WithoutFsetid:
 class Credentials:
     """Who this daemon can be. An ordinary user's daemon can be nobody else, and its files are its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, trusting: bool = True) -> None:
+        """trusting: the kernel checks permissions before it asks (default_permissions)."""
+        self._trusting = trusting
         self.privileged = os.geteuid() == 0 and syscalls.has_thread_credentials()
         self._has_fsetid = bool(syscalls.effective_capabilities() >> syscalls.CAP_FSETID & 1)
         self._thread = _PerThread()
         self._nobody = _Nobody()
         self._without_fsetid = _WithoutFsetid()
-        self.supplementary = False  # whether the kernel names the group that counts (FUSE_CREATE_SUPP_GROUP)
         self.masks = False  # whether the umask is ours to apply (FUSE_DONT_MASK)
 
     def caller(self, ctx: Context, *, strict: bool = False) -> _Caller | _Nobody:
@@ -103,7 +111,7 @@ class Credentials:
         """
         if not self.privileged or (ctx.uid == 0 and ctx.gid == 0 and not ctx.groups):
             return self._nobody
-        return _Caller(ctx, keep_override=not (strict or self.supplementary))
+        return _Caller(ctx, keep_override=self._trusting and not strict)
 
     def killing_privileges(self, kill: int | bool) -> _WithoutFsetid | _Nobody:
         """A context in which writing clears SUID and SGID, where `kill` asks for it."""

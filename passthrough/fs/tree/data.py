@@ -63,11 +63,7 @@ class Data(TreeBase):
 
     def fsync(self, ctx: Context, nodeid: int, fh: int, fsync_flags: int) -> None:
         """To the disk."""
-        fd = self.files.get(fh, nodeid).fd
-        if fsync_flags & c.FUSE_FSYNC_FDATASYNC:
-            os.fdatasync(fd)
-        else:
-            os.fsync(fd)
+        self.files.get(fh, nodeid).sync(fsync_flags)
 
     def fallocate(self, ctx: Context, nodeid: int, fh: int, offset: int, length: int, mode: int) -> None:
         """All modes: the source's file system decides. SUID and SGID go as with a write."""
@@ -77,8 +73,9 @@ class Data(TreeBase):
 
     def lseek(self, ctx: Context, nodeid: int, fh: int, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE."""
+        handle = self.files.get(fh, nodeid)
         (position,) = _signed(offset)
-        return os.lseek(self.files.get(fh, nodeid).fd, position, whence)
+        return os.lseek(handle.fd, position, whence)
 
     def copy_file_range(
         self,

@@ -61,11 +61,7 @@ class Directories(TreeBase):
 
     def fsyncdir(self, ctx: Context, nodeid: int, fh: int, fsync_flags: int) -> None:
         """To the disk."""
-        fd = self.dirs.get(fh, nodeid).fd
-        if fsync_flags & c.FUSE_FSYNC_FDATASYNC:
-            os.fdatasync(fd)
-        else:
-            os.fsync(fd)
+        self.dirs.get(fh, nodeid).sync(fsync_flags)
 
     def syncfs(self, ctx: Context, nodeid: int) -> None:
         """All of the file system that the root lies on."""

@@ -44,7 +44,7 @@ class DirHandle(Handle):
     def entries(self, offset: int, size: int) -> list[Dirent]:
         """The entries after offset, as many as one system call brings; none at the end."""
         with self._lock:
-            if offset != self._at and not self._advance(offset):
+            if offset == 0 or (offset != self._at and not self._advance(offset)):
                 os.lseek(self.fd, offset, os.SEEK_SET)
                 self._entries, self._start, self._at = [], 0, offset
             if self._start == len(self._entries):

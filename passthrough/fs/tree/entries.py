@@ -83,6 +83,7 @@ class Entries(TreeBase):
     def symlink(self, ctx: Context, nodeid: int, name: bytes, link: bytes) -> Entry:
         """Create a symlink, owned by the caller."""
         parent = self._parent(nodeid, name)
+        self.afford()
         with self.credentials.caller(ctx):
             os.symlink(link, name, dir_fd=parent.fd)
         return self.entry(self.find(parent, name))
@@ -90,6 +91,7 @@ class Entries(TreeBase):
     def mknod(self, ctx: Context, nodeid: int, name: bytes, mode: int, rdev: int, umask: int) -> Entry:
         """Create a file, fifo, socket or (with the right to) a device."""
         parent = self._parent(nodeid, name)
+        self.afford()
         device = os.makedev(*decode_dev(rdev))
         mode = self.credentials.masked(mode, umask)
         with self.credentials.caller(ctx):
@@ -99,6 +101,7 @@ class Entries(TreeBase):
     def mkdir(self, ctx: Context, nodeid: int, name: bytes, mode: int, umask: int) -> Entry:
         """Create a directory, owned by the caller."""
         parent = self._parent(nodeid, name)
+        self.afford()
         mode = self.credentials.masked(mode, umask)
         with self.credentials.caller(ctx):
             os.mkdir(name, mode, dir_fd=parent.fd)
@@ -106,11 +109,13 @@ class Entries(TreeBase):
 
     def unlink(self, ctx: Context, nodeid: int, name: bytes) -> None:
         """Remove a name."""
-        os.unlink(name, dir_fd=self._parent(nodeid, name).fd)
+        parent = self._parent(nodeid, name)
+        os.unlink(name, dir_fd=parent.fd)
 
     def rmdir(self, ctx: Context, nodeid: int, name: bytes) -> None:
         """Remove an empty directory."""
-        os.rmdir(name, dir_fd=self._parent(nodeid, name).fd)
+        parent = self._parent(nodeid, name)
+        os.rmdir(name, dir_fd=parent.fd)
 
     def rename2(self, ctx: Context, nodeid: int, name: bytes, newname: bytes, newdir: int, flags: int) -> None:
         """renameat2(2); the inode is the same afterwards, so nothing of ours changes."""
@@ -132,7 +137,10 @@ class Entries(TreeBase):
     def create(
         self, ctx: Context, nodeid: int, name: bytes, flags: int, mode: int, umask: int, open_flags: int
     ) -> tuple[Entry, Opened]:
-        """Exclusively first: only so is it known whether the file is new, and the caller's, or another's."""
+        """Exclusively: the kernel believes that there is no such file, and has checked nobody's right to open it.
+
+        Where it is mistaken it gets ESTALE, looks the name up again, and sends an OPEN whose permission it has checked.
+        """
         parent = self._parent(nodeid, name)
         wanted = self.open_flags(flags)
         self.afford()
@@ -143,16 +151,8 @@ class Entries(TreeBase):
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
-            return self._create_existing(parent, name, flags, open_flags)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
         return self._opened_new(fd, flags)
-
-    def _create_existing(self, parent: Inode, name: bytes, flags: int, open_flags: int) -> tuple[Entry, Opened]:
-        found = self.find(parent, name)
-        try:
-            return self.entry(found), self.open_inode(found[0], flags, open_flags)
-        except BaseException:
-            self.inodes.forget(found[0].nodeid, 1)
-            raise
 
     def tmpfile(
         self, ctx: Context, nodeid: int, name: bytes, flags: int, mode: int, umask: int, open_flags: int

@@ -1,6 +1,7 @@
 """The fd map and the dirp map: what OPEN and OPENDIR hand out, and what must match when it comes back.
 
-A descriptor is closed when the last reference to its handle goes, so a RELEASE that races a READ is harmless.
+A descriptor is closed when the last reference to its handle goes, so a RELEASE that races a READ is harmless; whoever
+uses a handle's descriptor must therefore hold the handle for as long, in a variable of its own.
 """
 
 import errno
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
+from ...protocol.constants import FUSE_FSYNC_FDATASYNC
 from .inodes import Inode
 
 
@@ -19,11 +21,20 @@ class Handle:
     __slots__ = ("fd", "inode")
 
     def __init__(self, fd: int, inode: Inode) -> None:
+        inode.pins.take()
         self.fd = fd
         self.inode = inode
 
+    def sync(self, fsync_flags: int) -> None:
+        """To the disk, as FSYNC and FSYNCDIR ask."""
+        if fsync_flags & FUSE_FSYNC_FDATASYNC:
+            os.fdatasync(self.fd)
+        else:
+            os.fsync(self.fd)
+
     def __del__(self) -> None:
         os.close(self.fd)
+        self.inode.pins.give_back()
 
 
 AnyHandle = TypeVar("AnyHandle", bound=Handle)
@@ -32,24 +43,28 @@ AnyHandle = TypeVar("AnyHandle", bound=Handle)
 class BackedHandle(Handle):
     """An open file whose data the kernel moves itself: a descriptor of ours is opened when something else is asked."""
 
-    __slots__ = ("_open",)
+    __slots__ = ("_open", "_opening")
 
     def __init__(self, inode: Inode, fd: int | None, opener: Callable[[], int]) -> None:
         self.inode = inode
         self._open = opener
+        self._opening = threading.Lock()
         if fd is not None:
+            inode.pins.take()
             self.fd = fd
 
     def __getattr__(self, name: str) -> int:
         """Python asks this for `fd` only while there is none."""
         if name != "fd":
             raise AttributeError(name)
-        with _opening:
+        with self._opening:
             try:
                 return cast(int, object.__getattribute__(self, "fd"))
             except AttributeError:
-                self.fd = self._open()
-                return self.fd
+                fd = self._open()
+                self.inode.pins.take()
+                self.fd = fd
+                return fd
 
     def __del__(self) -> None:
         try:
@@ -57,9 +72,7 @@ class BackedHandle(Handle):
         except AttributeError:
             return
         os.close(fd)
-
-
-_opening = threading.Lock()
+        self.inode.pins.give_back()
 
 
 class HandleMap(Generic[AnyHandle]):

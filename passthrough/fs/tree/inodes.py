@@ -2,7 +2,8 @@
 
 An inode is pinned by an O_PATH descriptor, so its number cannot be reused while it is remembered, and nodeids are never
 reused, so generation numbers are not needed. The descriptor is closed when the last reference to the Inode object goes:
-a FORGET that comes while another thread works on the inode cannot pull the descriptor from under it.
+a FORGET that comes while another thread works on the inode cannot pull the descriptor from under it, as long as that
+thread holds the Inode in a variable of its own.
 """
 
 import errno
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...protocol.constants import FUSE_ROOT_ID
+from .pins import Pins
 
 if TYPE_CHECKING:
     from .locks import LockFile
@@ -27,9 +29,11 @@ class Inode:
     ino_mask makes inode numbers of other devices differ from the root's: the mount shows one device number for all.
     """
 
-    __slots__ = ("backed_opens", "backing_id", "fd", "ino_mask", "key", "kind", "locks", "nlookup", "nodeid")
+    __slots__ = ("backed_opens", "backing_id", "fd", "ino_mask", "key", "kind", "locks", "nlookup", "nodeid", "pins")
 
-    def __init__(self, nodeid: int, fd: int, key: Key, kind: int, ino_mask: int) -> None:
+    def __init__(self, nodeid: int, fd: int, key: Key, kind: int, ino_mask: int, pins: Pins) -> None:
+        pins.take()
+        self.pins = pins
         self.nodeid = nodeid
         self.fd = fd
         self.key = key
@@ -49,6 +53,7 @@ class Inode:
 
     def __del__(self) -> None:
         os.close(self.fd)
+        self.pins.give_back()
 
 
 _lock_owners = threading.Lock()
@@ -62,12 +67,10 @@ class InodeMap:
         self._by_nodeid = {root.nodeid: root}
         self._by_key = {root.key: root}
         self._numbers = itertools.count(FUSE_ROOT_ID + 1)
-        self._closing = 0
         self.root = root
 
     def __len__(self) -> int:
-        """How many descriptors these hold: those that are being closed count until they are."""
-        return len(self._by_nodeid) + self._closing
+        return len(self._by_nodeid)
 
     def get(self, nodeid: int) -> Inode:
         """The inode with this nodeid. EBADF for one that was never handed out, or was forgotten."""
@@ -95,7 +98,7 @@ class InodeMap:
             if inode is not None:
                 inode.nlookup += 1
             else:
-                inode = Inode(next(self._numbers), fd, key, kind, ino_mask)
+                inode = Inode(next(self._numbers), fd, key, kind, ino_mask, self.root.pins)
                 self._by_nodeid[inode.nodeid] = inode
                 self._by_key[key] = inode
                 return inode
@@ -119,11 +122,6 @@ class InodeMap:
                     del self._by_nodeid[nodeid]
                     del self._by_key[inode.key]
                     dropped.append(inode)
-            count = len(dropped)
-            self._closing += count
-        dropped.clear()
-        with self._lock:
-            self._closing -= count
 
     def oldest(self, count: int) -> list[Inode]:
         """The count inodes that were remembered (or returned by this method) longest ago; never the root.

@@ -18,6 +18,7 @@ from ...protocol.values import Context, FileLock
 from .base import TreeBase
 from .handles import Handle
 from .inodes import Inode
+from .pins import Pins
 
 _flock = Struct("=hh4xqqi4x")  # struct flock: l_type, l_whence, l_start, l_len, l_pid
 _TO_END = (1 << 63) - 1
@@ -28,14 +29,17 @@ _FLOCK = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX, fcntl.F_UN
 class LockFile:
     """An owner's open file description for one inode; closing it drops the owner's locks."""
 
-    __slots__ = ("fd", "pid")
+    __slots__ = ("fd", "pid", "pins")
 
-    def __init__(self, fd: int, pid: int) -> None:
+    def __init__(self, fd: int, pid: int, pins: Pins) -> None:
+        pins.take()
         self.fd = fd
         self.pid = pid
+        self.pins = pins
 
     def __del__(self) -> None:
         os.close(self.fd)
+        self.pins.give_back()
 
 
 def _pack(lock: FileLock) -> bytearray:
@@ -61,7 +65,8 @@ class Locks(TreeBase):
             unsupported()
         handle = self.files.get(fh, nodeid)
         raw = _pack(lock)
-        syscalls.fcntl_lock(self._lock_file(handle, owner, lock.pid).fd, syscalls.F_OFD_GETLK, raw)
+        file = (handle.inode.locks or {}).get(owner) or self._new_lock_file(handle.inode, lock.pid)
+        syscalls.fcntl_lock(file.fd, syscalls.F_OFD_GETLK, raw)
         found = _unpack(raw)
         if found.type == fcntl.F_UNLCK or found.pid:
             return found
@@ -112,9 +117,12 @@ class Locks(TreeBase):
         owners = handle.inode.lock_owners()
         file = owners.get(owner)
         if file is None:
-            file = owners.setdefault(owner, LockFile(self._open_for_locking(handle.inode), pid))
+            file = owners.setdefault(owner, self._new_lock_file(handle.inode, pid))
         file.pid = pid
         return file
+
+    def _new_lock_file(self, inode: Inode, pid: int) -> LockFile:
+        return LockFile(self._open_for_locking(inode), pid, inode.pins)
 
     def _open_for_locking(self, inode: Inode) -> int:
         """For both where possible: a write lock wants a descriptor that is open for writing."""

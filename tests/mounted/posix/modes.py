@@ -78,14 +78,17 @@ _SETS_TIMES = "writeback: the kernel sets the time after a write, which a file t
 _REMEMBERS = "the kernel believes for a day what it has seen"
 _NO_XATTR = "no_xattr: there are none, and so no access lists"
 _ANY = {"collapse": _FALLOCATE}
+_APPENDS = "fs/fuse/passthrough.c opens the backing file with O_APPEND, and F_SETFL does not reach it"
+_PASSING = {"append off": _APPENDS}
 _LOCALLY = _ANY | {"shared flock": _LOCAL, "shared posix_lock": _LOCAL}
+_DEFAULT = _LOCALLY | _PASSING
 
 MODES = (
     Mode("native", enter=native),
-    Mode("cache=never", ("cache=never",), _LOCALLY),
-    Mode("cache=metadata", ("cache=metadata",), _LOCALLY | {"news": _REMEMBERS}),
-    Mode("cache=auto", (), _LOCALLY),
-    Mode("cache=always", ("cache=always",), _LOCALLY | {"news": _REMEMBERS}),
+    Mode("cache=never", ("cache=never",), _DEFAULT),
+    Mode("cache=metadata", ("cache=metadata",), _DEFAULT | {"news": _REMEMBERS}),
+    Mode("cache=auto", (), _DEFAULT),
+    Mode("cache=always", ("cache=always",), _DEFAULT | {"news": _REMEMBERS}),
     Mode(
         "writeback",
         ("writeback",),
@@ -93,20 +96,20 @@ MODES = (
     ),
     Mode("threads=1", ("threads=1", "passthrough=off"), _LOCALLY),
     Mode("threads=4,flock,posix_lock", ("threads=4", "flock", "posix_lock", "passthrough=off"), _ANY),
-    Mode("readdirplus=no", ("readdirplus=no",), _LOCALLY),
-    Mode("readdirplus=always", ("readdirplus=always",), _LOCALLY),
+    Mode("readdirplus=no", ("readdirplus=no",), _DEFAULT),
+    Mode("readdirplus=always", ("readdirplus=always",), _DEFAULT),
     Mode("passthrough=off", ("passthrough=off",), _LOCALLY),
     Mode("passthrough=off,cache=never", ("passthrough=off", "cache=never"), _LOCALLY),
-    Mode("io_uring=on", ("io_uring=on",), _LOCALLY, enter=by_uring),
+    Mode("io_uring=on", ("io_uring=on",), _DEFAULT, enter=by_uring),
     Mode(
         "io_uring=on,passthrough=off,flock,posix_lock",
         ("io_uring=on", "passthrough=off", "flock", "posix_lock", "cache=never"),
         _ANY,
         enter=by_uring,
     ),
-    Mode("no_xattr", ("no_xattr",), _LOCALLY | {"xattr": _NO_XATTR}),
+    Mode("no_xattr", ("no_xattr",), _DEFAULT | {"xattr": _NO_XATTR}),
     *(
-        Mode(f"source={name}", (), _LOCALLY | dict(lacks), source=source, core=True)
+        Mode(f"source={name}", (), _DEFAULT | dict(lacks), source=source, core=True)
         for name, source, lacks in sources.KINDS
     ),
 )

@@ -132,6 +132,11 @@ def test_append_switched_on_and_off(tree: Tree) -> None:
         os.lseek(fd, 1, os.SEEK_SET)
         os.write(fd, b"O")
     assert (tree.source / "file").read_bytes() == b"COntent appended"
+
+
+@pytest.mark.needs("append off")
+def test_append_switched_off(tree: Tree) -> None:
+    (tree.mount / "file").write_bytes(b"COntent appended")
     with opened(tree.mount / "file", os.O_WRONLY | os.O_APPEND) as fd:
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_APPEND)
         os.pwrite(fd, b"c", 0)
