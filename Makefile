@@ -45,6 +45,7 @@ test: $(VENV)/test.stamp
 	@$(BIN)/python -m pytest $(TESTS)
 
 bench: $(VENV)/test.stamp
+	$(call install_missing,bindfs)
 	@$(BIN)/python -m bench.run $(BENCH)
 
 $(VENV)/run.stamp: Makefile setup.cfg setup.py

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from .. import exitcodes
 from ..errors import UserError
 
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that end a daemon cleanly."""
 Ready = Callable[[], None]
 ServeFunction = Callable[[Ready], int]
 
@@ -24,12 +26,14 @@ def start(serve: ServeFunction, silence: Callable[[], None]) -> None:
     reader, writer = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     sys.stderr.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until each side knows what to do with one
     daemon = os.fork()
     if daemon == 0:
         os.close(reader)
         os._exit(_daemon(serve, silence, writer))
     os.close(writer)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         message = os.read(reader, 1 << 16)  # one write of less than PIPE_BUF; nothing where the daemon died
     except KeyboardInterrupt:
         os.kill(daemon, signal.SIGTERM)

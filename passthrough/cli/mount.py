@@ -17,7 +17,7 @@ from ..fs.tree import Choice, Covered, Tree
 from ..options import MountOptions
 from ..transport import mounting
 from . import background, state
-from .serving import ENDING, Mount
+from .serving import Mount
 
 _log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoin
 
     fusermount3 has an option of that name, which before libfuse 3.15 does nothing without allow_other.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until each side knows what to do with one
+    signal.pthread_sigmask(signal.SIG_BLOCK, background.ENDING)  # until each side knows what to do with one
     watcher = os.getpid()
     daemon = os.fork()
     if daemon == 0:
@@ -167,9 +167,9 @@ def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoin
     if detached:
         _log_in_background()
         background.close_streams()
-    for number in ENDING:
+    for number in background.ENDING:
         signal.signal(number, lambda number, frame: os.kill(daemon, number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, background.ENDING)
     _, status = os.waitpid(daemon, 0)
     if mounting.is_dead(mountpoint):
         try:

@@ -18,10 +18,10 @@ from ..transport import mounting, uring
 from ..transport.session import Session
 from ..waiting import install_wake_signal
 from . import state
+from .background import ENDING
 
 log = logging.getLogger(__name__)
 
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _QUIESCE_S = 5.0
 _JOIN_S = 5.0
 _QUICK_JOIN_S = 0.5

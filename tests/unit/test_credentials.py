@@ -80,12 +80,18 @@ def test_a_failure_inside_still_leaves_the_caller() -> None:
 
 
 @needs_root
-@pytest.mark.parametrize(("strict", "supplementary", "kept"), [(False, False, True), (True, False, False)])
-def test_the_one_capability_that_a_caller_keeps(strict: bool, supplementary: bool, kept: bool) -> None:
+@pytest.mark.parametrize("groups", [(), (77,)])
+@pytest.mark.parametrize(
+    ("trusting", "strict", "kept"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_the_one_capability_that_a_caller_keeps(
+    trusting: bool, strict: bool, groups: tuple[int, ...], kept: bool
+) -> None:
+    """Where the kernel has checked the caller's permission: it knows all of the caller's groups, and we do not."""
+
     def work() -> int:
-        credentials = Credentials()
-        credentials.supplementary = supplementary
-        with credentials.caller(Context(1, _OTHER, _OTHER, 1), strict=strict):
+        credentials = Credentials(trusting=trusting)
+        with credentials.caller(Context(1, _OTHER, _OTHER, 1, groups), strict=strict):
             return syscalls.effective_capabilities()
 
     assert in_thread(work) == (1 << syscalls.CAP_DAC_OVERRIDE if kept else 0)

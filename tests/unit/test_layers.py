@@ -123,9 +123,13 @@ def _prints_or_exits(tree: ast.Module) -> list[int]:
     return lines
 
 
+_EXITS = {f"{P}.fs.tree.credentials": 1}
+"""But for a thread that would go on as a client: there is nobody left whom an exception could be told."""
+
+
 @pytest.mark.parametrize("name", [name for name in MODULES if not within(name, f"{P}.cli", f"{P}.__main__")])
 def test_only_the_command_prints_and_exits(name: str) -> None:
-    assert _prints_or_exits(parse(MODULES[name])) == []
+    assert len(_prints_or_exits(parse(MODULES[name]))) == _EXITS.get(name, 0)
 
 
 def test_the_check_finds_what_prints() -> None:

@@ -113,9 +113,9 @@ def helper_words(request: MountRequest) -> list[str]:
 def test_the_helpers_options() -> None:
     plain = MountRequest("/mnt", "/srv", flags=frozenset())
     assert helper_words(plain) == ["default_permissions", "fsname=/srv", "subtype=passthrough"]
-    flags = frozenset({"ro", "nosuid", "lazytime", "relatime"})
+    flags = frozenset({"ro", "nosuid", "noatime"})
     full = MountRequest("/mnt", "/srv", "", flags, allow_other=True, default_permissions=False, max_read=8192)
-    assert helper_words(full) == ["nosuid", "ro", "allow_other", "max_read=8192", "fsname=/srv"]
+    assert helper_words(full) == ["noatime", "nosuid", "ro", "allow_other", "max_read=8192", "fsname=/srv"]
 
 
 @given(st.text(max_size=30))
@@ -215,6 +215,26 @@ def test_what_the_helper_says_becomes_one_line(text: str, status: int) -> None:
     assert error.status == status
     assert "\n" not in str(error)
     assert "fusermount3:" not in str(error)
+
+
+_REASONS = [
+    ("bad mount point {}: No such file or directory", exitcodes.MOUNT_FAILED),
+    ("mount failed: {}: Invalid argument", exitcodes.MOUNT_FAILED),
+    ("user has no write access to mountpoint {}", exitcodes.PERMISSION),
+    ("mounting over filesystem type 0x9fa0 is forbidden: {}", exitcodes.MOUNT_FAILED),
+    ("bad mount point {}: Permission denied", exitcodes.PERMISSION),
+    ("failed to open /dev/fuse: Permission denied", exitcodes.NO_DEVICE),
+]
+
+
+@pytest.mark.parametrize(("text", "status"), _REASONS)
+@pytest.mark.parametrize(
+    "point",
+    ["/mnt", "/home/ermission", "/mnt/Permission denied", "/x/dev/fuse/y", "/mnt/not permitted", "/mnt/allow_other"],
+)
+def test_the_words_of_a_mount_point_are_no_reason(point: str, text: str, status: int) -> None:
+    error = mounting._helper_error(MountRequest(point, "/srv"), f"fusermount3: {text.format(point)}\n")
+    assert error.status == status
 
 
 @pytest.mark.parametrize(

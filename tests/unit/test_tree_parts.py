@@ -18,6 +18,7 @@ from passthrough.fs.tree.directory import DirHandle, parse
 from passthrough.fs.tree.handles import Handle, HandleMap
 from passthrough.fs.tree.inodes import Inode, InodeMap, Key
 from passthrough.fs.tree.names import check_name
+from passthrough.fs.tree.pins import Pins
 from passthrough.protocol.values import Dirent, decode_dev, encode_dev
 from tests.unit.helpers import ROOT_ID, at_once, descriptors, is_open, path_fd, raises
 
@@ -57,7 +58,7 @@ def key(number: int) -> Key:
 @pytest.fixture
 def inodes() -> InodeMap:
     """A map with a root alone."""
-    return InodeMap(Inode(ROOT_ID, path_fd(), key(0), stat.S_IFDIR, 0))
+    return InodeMap(Inode(ROOT_ID, path_fd(), key(0), stat.S_IFDIR, 0, Pins()))
 
 
 def test_lookups_are_counted_and_given_back(inodes: InodeMap) -> None:
@@ -161,7 +162,7 @@ def test_the_oldest_are_others_each_time(inodes: InodeMap) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "take", "forget"]), st.integers(1, 3), st.integers(0, 4))))
 def test_the_map_does_what_a_table_of_counts_does(steps: list[tuple[str, int, int]]) -> None:
-    inodes = InodeMap(Inode(ROOT_ID, path_fd(), key(0), stat.S_IFDIR, 0))
+    inodes = InodeMap(Inode(ROOT_ID, path_fd(), key(0), stat.S_IFDIR, 0, Pins()))
     counts: dict[int, int] = {}
     for what, number, nlookup in steps:
         known = inodes.known(key(number))
@@ -249,7 +250,7 @@ def many(tmp_path: Path) -> tuple[DirHandle, set[bytes]]:
     for name in names:
         (tmp_path / name.decode()).touch()
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    return DirHandle(fd, Inode(ROOT_ID, path_fd(tmp_path), key(0), stat.S_IFDIR, 0)), names | {b".", b".."}
+    return DirHandle(fd, Inode(ROOT_ID, path_fd(tmp_path), key(0), stat.S_IFDIR, 0, Pins())), names | {b".", b".."}
 
 
 def read_all(handle: DirHandle, offset: int = 0, take: int = 1 << 30) -> list[Dirent]:
@@ -284,6 +285,17 @@ def test_a_rewind_shows_what_is_new(many: tuple[DirHandle, set[bytes]], tmp_path
     handle.entries(first[-1].off, 4096)
     (tmp_path / "new").touch()
     assert {entry.name for entry in read_all(handle)} == names | {b"new"}
+
+
+def test_a_rewind_after_one_reply_shows_what_is_new(tmp_path: Path) -> None:
+    root = Inode(ROOT_ID, path_fd(tmp_path), key(0), stat.S_IFDIR, 0, Pins())
+    handle = DirHandle(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY), root)
+    (tmp_path / "gone").touch()
+    assert {entry.name for entry in handle.entries(0, 4096)} == {b".", b"..", b"gone"}
+    (tmp_path / "gone").unlink()
+    (tmp_path / "new").touch()
+    for _ in range(2):
+        assert {entry.name for entry in handle.entries(0, 4096)} == {b".", b"..", b"new"}
 
 
 def test_threads_that_read_one_handle_do_not_mix_its_positions(many: tuple[DirHandle, set[bytes]]) -> None:

@@ -108,7 +108,7 @@ class TreeBase(FileSystem):
         self._backings: Backings | None = None
         self._warned = False
         self.flags = self._wanted_flags()
-        self.required = c.FUSE_PASSTHROUGH if config.passthrough is Choice.ON else 0
+        self.required = type(self).required | (c.FUSE_PASSTHROUGH if config.passthrough is Choice.ON else 0)
         self.stack_depth = stack_depth(root_fd)
 
     def _wanted_flags(self) -> int:
@@ -148,11 +148,17 @@ class TreeBase(FileSystem):
 
     # From names to inodes
 
-    def find(self, parent: Inode, name: bytes) -> tuple[Inode, Attr]:
-        """The inode behind a name, one lookup counted. A known one costs one statx; a new one is opened O_PATH."""
+    def find(self, parent: Inode, name: bytes, *, surely_new: bool = False) -> tuple[Inode, Attr]:
+        """The inode behind a name, one lookup counted. A known one costs one statx; a new one is opened O_PATH.
+
+        surely_new saves a new one the first of two statx calls; it is no mistake where it turns out wrong.
+        """
         covered = self.covered
         if covered is not None and name == covered.name and parent.key[:3] == covered.parent:
             return self.enter(os.dup(covered.fd))
+        if surely_new:
+            self.afford()
+            return self.enter(os.open(name, PATH_FLAGS, dir_fd=parent.fd))
         st = syscalls.statx(parent.fd, name, BY_NAME, MASK)
         inode = self.inodes.take(key_of(st))
         if inode is not None:

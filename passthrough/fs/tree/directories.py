@@ -45,12 +45,14 @@ class Directories(TreeBase):
     ) -> Iterator[tuple[Dirent, Entry | None]]:
         """The same, each with its lookup; where that fails (gone meanwhile, no descriptor left) the name alone."""
         inode = self.dirs.get(fh, nodeid).inode
+        known, place, mask = self.inodes.known, inode.key[1:], inode.ino_mask
         for dirent in self.readdir(ctx, nodeid, fh, offset, size):
             name = dirent.name
             entry = None
             if name != b"." and name != b".." and not self.scarce():
                 try:
-                    entry = self.entry(self.find(inode, name))
+                    new = known((dirent.ino ^ mask, *place)) is None
+                    entry = self.entry(self.find(inode, name, surely_new=new))
                 except OSError:
                     pass
             yield dirent, entry

@@ -86,7 +86,7 @@ class Entries(TreeBase):
         self.afford()
         with self.credentials.caller(ctx):
             os.symlink(link, name, dir_fd=parent.fd)
-        return self.entry(self.find(parent, name))
+        return self.entry(self.find(parent, name, surely_new=True))
 
     def mknod(self, ctx: Context, nodeid: int, name: bytes, mode: int, rdev: int, umask: int) -> Entry:
         """Create a file, fifo, socket or (with the right to) a device."""
@@ -96,7 +96,7 @@ class Entries(TreeBase):
         mode = self.credentials.masked(mode, umask)
         with self.credentials.caller(ctx):
             os.mknod(name, mode, device, dir_fd=parent.fd)
-        return self.entry(self.find(parent, name))
+        return self.entry(self.find(parent, name, surely_new=True))
 
     def mkdir(self, ctx: Context, nodeid: int, name: bytes, mode: int, umask: int) -> Entry:
         """Create a directory, owned by the caller."""
@@ -105,7 +105,7 @@ class Entries(TreeBase):
         mode = self.credentials.masked(mode, umask)
         with self.credentials.caller(ctx):
             os.mkdir(name, mode, dir_fd=parent.fd)
-        return self.entry(self.find(parent, name))
+        return self.entry(self.find(parent, name, surely_new=True))
 
     def unlink(self, ctx: Context, nodeid: int, name: bytes) -> None:
         """Remove a name."""

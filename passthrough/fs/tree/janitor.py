@@ -25,7 +25,7 @@ class Janitor:
 
     def __init__(self, tree: "TreeBase", kernel: Kernel, *, can_prune: bool) -> None:
         self._tree = tree
-        self._notifier = kernel
+        self._kernel = kernel
         self._can_prune = can_prune
         self._wanted = threading.Event()
         self._stopped = False
@@ -76,7 +76,7 @@ class Janitor:
             if not chosen:
                 return
             if self._can_prune:
-                self._notifier.notify(notifications.prune([inode.nodeid for inode in chosen]))
+                self._kernel.notify(notifications.prune([inode.nodeid for inode in chosen]))
             else:
                 for inode in chosen:
                     self._invalidate(inode)
@@ -91,4 +91,4 @@ class Janitor:
             return
         known = self._tree.inodes.known((st[7], st[21], st[22], st[23]))
         if known is not None:
-            self._notifier.notify(notifications.inval_entry(known.nodeid, name))
+            self._kernel.notify(notifications.inval_entry(known.nodeid, name))
