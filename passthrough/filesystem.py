@@ -51,6 +51,8 @@ __all__ = [
     "SetAttr",
     "StatFs",
     "Statx",
+    "failure",
+    "unsupported",
 ]
 
 ROOT_ID = constants.FUSE_ROOT_ID
@@ -76,9 +78,14 @@ class Kernel(Protocol):
         """Give such an id back."""
 
 
+def failure(number: int) -> OSError:
+    """The OSError of an errno, to be raised."""
+    return OSError(number, strerror(number))
+
+
 def unsupported() -> NoReturn:
     """ENOSYS: this file system does not do that."""
-    raise OSError(ENOSYS, strerror(ENOSYS))
+    raise failure(ENOSYS)
 
 
 class FileSystem:

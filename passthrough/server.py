@@ -9,48 +9,24 @@ import errno
 import logging
 from collections.abc import Callable
 from functools import partial
-from os import strerror
-from typing import Any, Protocol
+from typing import Any
 
-from . import trace
-from .filesystem import FileSystem, Kernel
+from . import calls, trace
+from .calls import Call, Channel
+from .filesystem import FileSystem, Kernel, failure
 from .protocol import constants as c
 from .protocol import structs as s
-from .protocol.dirents import put_dirents, put_dirents_plus
 from .protocol.errors import RequestError
 from .protocol.negotiation import Agreement, FeatureError, VersionError, Wishes, negotiate, put_init, read_init
-from .protocol.operations import BY_NAME, BY_OPCODE, OPCODE_LIMIT, OPERATIONS, Operation, Out
-from .protocol.replies import encoder, join_names, put_attr, put_entry, put_ioctl, put_text, put_xattr
-from .protocol.requests import Header, decoder, read_forgets, read_groups, read_name, split_name
-from .protocol.values import Buffers, Context, FileLock, FileRange, SetAttr
+from .protocol.operations import BY_NAME, BY_OPCODE, OPCODE_LIMIT, OPERATIONS, Out
+from .protocol.requests import Header, read_groups
+from .protocol.values import Buffers, Context, FileLock
 from .waiting import Waiters
 
 log = logging.getLogger(__name__)
 
 ERRNO_LIMIT = 512  # the kernel refuses a reply with a larger one (fuse_dev_do_write)
-
-
-class Channel(Protocol):
-    """Where a request came from and its reply goes: what a transport gives with each request."""
-
-    body: memoryview
-    """Room for the reply's body, after fuse_out_header; as long as the largest reply that was agreed on."""
-
-    def pull(self, source: FileRange) -> int:
-        """Read the file's bytes straight to where the body goes and return how many there were."""
-
-    def defer(self, unique: int) -> Callable[[int], None]:
-        """Keep this request open; the function that is returned answers it, from any thread, with 0 or -errno."""
-
-
 _COMPLAINTS = 100
-
-Call = Callable[[Context, int, memoryview, int, memoryview, int, int, Channel, Buffers | None], int | None]
-"""(ctx, nodeid, args, offset of the struct, payload, start, end, channel, data) to length, -errno or None."""
-
-
-def _fail(number: int) -> OSError:
-    return OSError(number, strerror(number))
 
 
 def _negative(error: OSError) -> int:
@@ -92,7 +68,7 @@ class Server:
 
     def handle(self, header: Header, buffer: memoryview, channel: Channel) -> int | None:
         """A request that lies in one buffer, header first (header.len bytes, as read_header has checked)."""
-        size, call = self._calls[header.opcode] if header.opcode < OPCODE_LIMIT else _UNKNOWN
+        size, call = self._calls[header.opcode] if header.opcode < OPCODE_LIMIT else calls.UNKNOWN
         start = c.IN_HEADER_SIZE + size
         return self._run(call, header, buffer, c.IN_HEADER_SIZE, buffer, start, header.len, channel, None)
 
@@ -106,7 +82,7 @@ class Server:
         data: Buffers | None = None,
     ) -> int | None:
         """A request in pieces: the opcode's struct in args, names and extensions in payload, WRITE's data in data."""
-        size, call = self._calls[header.opcode] if header.opcode < OPCODE_LIMIT else _UNKNOWN
+        size, call = self._calls[header.opcode] if header.opcode < OPCODE_LIMIT else calls.UNKNOWN
         if len(args) < size:
             payload_size = -1  # it ends before its struct does: refused as in one buffer
         return self._run(call, header, args, 0, payload, 0, payload_size, channel, data)
@@ -135,7 +111,7 @@ class Server:
             if end < start:
                 raise RequestError(f"{header.len} bytes are too few")
             if self._owner is not None and uid not in (0, self._owner) and opcode not in _ANYBODY:
-                raise _fail(errno.EACCES)
+                raise failure(errno.EACCES)
             if extensions:
                 ctx.groups = read_groups(payload, end, end + extensions)
             result = call(ctx, nodeid, args, at, payload, start, end, channel, data)
@@ -183,7 +159,7 @@ class Server:
             agreement = negotiate(offer, self._wishes)
         except (VersionError, FeatureError) as error:
             self.failure = str(error)
-            raise _fail(errno.EPROTO) from error
+            raise failure(errno.EPROTO) from error
         if agreement is not None:
             self._begin(agreement)
         return put_init(channel.body, agreement, offer.minor)
@@ -223,32 +199,13 @@ class Server:
     # The table of calls
 
     def _table(self, agreement: Agreement) -> list[tuple[int, Call]]:
-        """For each opcode how many bytes of arguments it has and what to call: made once per session."""
-        table = [_UNKNOWN] * OPCODE_LIMIT
-        special: dict[str, tuple[int, Call]] = {
-            "init": (0, self._init),
-            "destroy": (0, self._destroy),
-            "interrupt": (s.FUSE_INTERRUPT_IN.size, self._interrupt),
-        }
-        for operation in OPERATIONS:
-            if operation.name in special:
-                table[operation.opcode] = special[operation.name]
-            elif operation.name not in _UNSERVED:
-                table[operation.opcode] = self._bind(operation, agreement)
+        """What the file system serves, and what is the session's own affair."""
+        table = calls.table(self._fs, agreement)
+        table[BY_NAME["init"].opcode] = (0, self._init)
+        table[BY_NAME["destroy"].opcode] = (0, self._destroy)
+        table[BY_NAME["interrupt"].opcode] = (s.FUSE_INTERRUPT_IN.size, self._interrupt)
+        table[BY_NAME["setlkw"].opcode] = (s.FUSE_LK_IN.size, partial(_setlkw, self._fs, self._waiters))
         return table
-
-    def _bind(self, operation: Operation, agreement: Agreement) -> tuple[int, Call]:
-        name, fs = operation.name, self._fs
-        layout = operation.struct
-        if name == "setxattr" and not agreement.has(c.FUSE_SETXATTR_EXT):
-            layout = s.FUSE_SETXATTR_IN_COMPAT
-        size = layout.size if layout else 0
-        make = _SPECIAL.get(name)
-        if make is not None:
-            return size, make(fs, layout, agreement)
-        if name == "setlkw":
-            return size, partial(_setlkw, fs, self._waiters)
-        return size, _plain(operation, getattr(fs, _METHODS.get(name, name)), _ADAPT.get(name))
 
     def _interrupt(self, ctx: Context, nodeid: int, args: memoryview, at: int, *_: Any) -> None:
         (unique,) = s.FUSE_INTERRUPT_IN.struct.unpack_from(args, at)
@@ -260,244 +217,17 @@ def _name(header: Header) -> str:
     return operation.name.upper() if operation else f"opcode {header.opcode}"
 
 
-def _unknown(*_: Any) -> int:
-    return -errno.ENOSYS
-
-
 def _refuse(*_: Any) -> int:
     """Before INIT nothing is served."""
     return -errno.EIO
 
 
-_UNKNOWN: tuple[int, Call] = (0, _unknown)
 _NO_REPLY = frozenset(row.opcode for row in OPERATIONS if row.out is Out.NO_REPLY)
 _HELD = (
     "init read write flush fsync release lseek fallocate copy_file_range copy_file_range_64 getlk setlk setlkw"
     " readdir readdirplus fsyncdir releasedir destroy"
 )
 _ANYBODY = _NO_REPLY | {BY_NAME[name].opcode for name in _HELD.split()}
-_UNSERVED = frozenset({"setupmapping", "removemapping", "notify_reply"})  # DAX windows and RETRIEVE: nothing asks
-_COPY_LIMIT = 0xFFFFF000  # UINT_MAX & PAGE_MASK, as fuse_copy_file_range has it since COPY_FILE_RANGE_64
-_METHODS = {"rename": "rename2", "copy_file_range_64": "copy_file_range"}
-
-
-# Calls: how a request's pieces become a method's arguments and its result a body
-
-
-def _plain(operation: Operation, method: Callable[..., Any], adapt: Callable[..., Any] | None) -> Call:
-    """Names, then values, then the result: what most opcodes are. `adapt` reorders the values first."""
-    decode, encode = decoder(operation), encoder(operation)
-
-    def call(
-        ctx: Context,
-        nodeid: int,
-        args: memoryview,
-        at: int,
-        payload: memoryview,
-        start: int,
-        end: int,
-        channel: Channel,
-        data: Buffers | None,
-    ) -> int:
-        return encode(channel.body, method(ctx, nodeid, *decode(args, at, payload, start, end)))
-
-    def adapted(
-        ctx: Context,
-        nodeid: int,
-        args: memoryview,
-        at: int,
-        payload: memoryview,
-        start: int,
-        end: int,
-        channel: Channel,
-        data: Buffers | None,
-    ) -> int:
-        return encode(channel.body, method(ctx, nodeid, *adapt(*decode(args, at, payload, start, end))))  # type: ignore[misc]
-
-    return adapted if adapt else call
-
-
-def _fh_if_asked(getattr_flags: int, fh: int, *rest: int) -> tuple[int | None, ...]:
-    return (fh if getattr_flags & c.FUSE_GETATTR_FH else None, *rest)
-
-
-_ADAPT: dict[str, Callable[..., tuple[Any, ...]]] = {
-    "statx": _fh_if_asked,
-    "setattr": lambda *values: (SetAttr._make(values),),
-    "rename": lambda name, newname, newdir: (name, newname, newdir, 0),
-    # The reply has 32 bits, and kernels before 6.18 ask for any length.
-    "copy_file_range": lambda *values: (*values[:5], min(values[5], _COPY_LIMIT), values[6]),
-    "getlk": lambda fh, owner, start, end, kind, pid, flags: (fh, owner, FileLock(start, end, kind, pid), flags),
-    "setlk": lambda fh, owner, start, end, kind, pid, flags: (fh, owner, FileLock(start, end, kind, pid), flags, False),
-}
-
-
-def _lookup(fs: FileSystem, layout: s.Layout | None, agreement: Agreement) -> Call:
-    """The commonest request, without the general way's detours."""
-    lookup = fs.lookup
-
-    def call(
-        ctx: Context,
-        nodeid: int,
-        args: memoryview,
-        at: int,
-        payload: memoryview,
-        start: int,
-        end: int,
-        channel: Channel,
-        data: Buffers | None,
-    ) -> int:
-        return put_entry(channel.body, lookup(ctx, nodeid, read_name(payload, start, end)))
-
-    return call
-
-
-def _getattr(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
-    """The next commonest."""
-    unpack, ask = layout.struct.unpack_from, fs.getattr
-
-    def call(ctx: Context, nodeid: int, args: memoryview, at: int, *rest: Any) -> int:
-        flags, fh = unpack(args, at)
-        return put_attr(rest[3].body, ask(ctx, nodeid, fh if flags & c.FUSE_GETATTR_FH else None))
-
-    return call
-
-
-def _forget(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
-    unpack = layout.struct.unpack_from
-    return lambda ctx, nodeid, args, at, *_: fs.forget(nodeid, unpack(args, at)[0])
-
-
-def _batch_forget(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
-    unpack = layout.struct.unpack_from
-    return lambda ctx, nodeid, args, at, payload, start, end, *_: fs.batch_forget(
-        read_forgets(payload, start, end, unpack(args, at)[0])
-    )
-
-
-def _read(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
-    unpack, limit = layout.struct.unpack_from, _reply_limit(agreement)
-
-    def call(ctx: Context, nodeid: int, args: memoryview, at: int, *rest: Any) -> int:
-        channel: Channel = rest[3]
-        fh, offset, size, _read_flags, _lock_owner, flags = unpack(args, at)
-        if size > limit or offset + size >= 1 << 63:
-            raise RequestError(f"READ of {size} bytes at {offset}")
-        found = fs.read(ctx, nodeid, fh, offset, size, flags)
-        return channel.pull(found) if isinstance(found, FileRange) else put_text(channel.body, found[:size])
-
-    return call
-
-
-def _write(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
-    unpack = layout.struct.unpack_from
-    encode = encoder(BY_NAME["write"])
-
-    def call(
-        ctx: Context,
-        nodeid: int,
-        args: memoryview,
-        at: int,
-        payload: memoryview,
-        start: int,
-        end: int,
-        channel: Channel,
-        data: Buffers | None,
-    ) -> int:
-        fh, offset, size, write_flags, _lock_owner, flags = unpack(args, at)
-        held = end - start if data is None else sum(map(len, data))
-        if size != held or size > agreement.max_write or offset + size >= 1 << 63:
-            raise RequestError(f"WRITE of {size} bytes at {offset} brings {held}")
-        buffers = (payload[start:end],) if data is None else data
-        return encode(channel.body, fs.write(ctx, nodeid, fh, offset, buffers, write_flags, flags))
-
-    return call
-
-
-def _readdir(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
-    unpack, limit = layout.struct.unpack_from, _reply_limit(agreement)
-
-    def call(ctx: Context, nodeid: int, args: memoryview, at: int, *rest: Any) -> int:
-        fh, offset, size = unpack(args, at)[:3]
-        size = min(size, limit)
-        return put_dirents(rest[3].body, size, fs.readdir(ctx, nodeid, fh, offset, size))
-
-    return call
-
-
-def _readdirplus(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
-    unpack, limit = layout.struct.unpack_from, _reply_limit(agreement)
-
-    def call(ctx: Context, nodeid: int, args: memoryview, at: int, *rest: Any) -> int:
-        fh, offset, size = unpack(args, at)[:3]
-        size = min(size, limit)
-        length, left = put_dirents_plus(rest[3].body, size, fs.readdirplus(ctx, nodeid, fh, offset, size))
-        if left is not None and left.nodeid:
-            fs.forget(left.nodeid, 1)
-        return length
-
-    return call
-
-
-def _getxattr(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
-    decode = decoder(BY_NAME["getxattr"])
-    limit = _reply_limit(agreement)
-
-    def call(
-        ctx: Context, nodeid: int, args: memoryview, at: int, payload: memoryview, start: int, end: int, *rest: Any
-    ) -> int:
-        name, size = decode(args, at, payload, start, end)
-        return _sized(rest[0], fs.getxattr(ctx, nodeid, name), min(size, limit))
-
-    return call
-
-
-def _listxattr(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
-    unpack, limit = layout.struct.unpack_from, _reply_limit(agreement)
-
-    def call(ctx: Context, nodeid: int, args: memoryview, at: int, *rest: Any) -> int:
-        (size,) = unpack(args, at)
-        return _sized(rest[3], join_names(fs.listxattr(ctx, nodeid)), min(size, limit))
-
-    return call
-
-
-def _sized(channel: Channel, value: bytes, size: int) -> int:
-    length = put_xattr(channel.body, value, size)
-    if length < 0:
-        raise _fail(errno.ERANGE)
-    return length
-
-
-def _setxattr(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
-    unpack = layout.struct.unpack_from
-
-    def call(
-        ctx: Context, nodeid: int, args: memoryview, at: int, payload: memoryview, start: int, end: int, *_: Any
-    ) -> int:
-        size, flags, *more = unpack(args, at)
-        name, start = split_name(payload, start, end)
-        if size != end - start:
-            raise RequestError(f"SETXATTR of {size} bytes brings {end - start}")
-        fs.setxattr(ctx, nodeid, name, bytes(payload[start:end]), flags, more[0] if more else 0)
-        return 0
-
-    return call
-
-
-def _ioctl(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
-    unpack, limit = layout.struct.unpack_from, _reply_limit(agreement)
-
-    def call(
-        ctx: Context, nodeid: int, args: memoryview, at: int, payload: memoryview, start: int, end: int, *rest: Any
-    ) -> int:
-        fh, flags, cmd, arg, in_size, out_size = unpack(args, at)
-        if in_size != end - start or out_size + s.FUSE_IOCTL_OUT.size > limit:
-            raise RequestError(f"IOCTL of {in_size} bytes brings {end - start}, takes {out_size}")
-        reply = fs.ioctl(ctx, nodeid, fh, cmd, arg, flags, bytes(payload[start:end]), out_size)
-        return put_ioctl(rest[0].body, reply, out_size)
-
-    return call
 
 
 def _setlkw(
@@ -536,24 +266,3 @@ def _setlkw(
 
     waiters.start(ctx, work, channel.defer(ctx.unique))
     return None
-
-
-def _reply_limit(agreement: Agreement) -> int:
-    """The most bytes that a reply's body may have: what a read of the largest agreed size brings."""
-    return max(agreement.max_write, agreement.max_pages * 4096, 1 << 16)
-
-
-_SPECIAL: dict[str, Callable[[FileSystem, Any, Agreement], Call]] = {
-    "lookup": _lookup,
-    "getattr": _getattr,
-    "forget": _forget,
-    "batch_forget": _batch_forget,
-    "read": _read,
-    "write": _write,
-    "readdir": _readdir,
-    "readdirplus": _readdirplus,
-    "getxattr": _getxattr,
-    "listxattr": _listxattr,
-    "setxattr": _setxattr,
-    "ioctl": _ioctl,
-}

@@ -4,6 +4,8 @@ import errno
 import itertools
 import os
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough import syscalls
+from passthrough import exitcodes, syscalls
 from passthrough.filesystem import Context
 from passthrough.fs.tree import Tree
 from passthrough.fs.tree.credentials import Credentials
@@ -20,6 +22,7 @@ from passthrough.protocol.negotiation import Agreement
 from tests.unit.helpers import ROOT_ID, at_once, in_thread, raises
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 0xFFFFFFFF
 _OTHER = 65534
 
@@ -109,6 +112,40 @@ def test_privileges_are_killed_for_a_moment_and_only_where_asked() -> None:
 
     bit = 1 << syscalls.CAP_FSETID
     assert in_thread(work) == (0, bit, bit)
+
+
+_STUCK = """
+import logging, sys, threading
+from passthrough import syscalls
+from passthrough.filesystem import Context
+from passthrough.fs.tree.credentials import Credentials
+
+def fail(id, real=getattr(syscalls, sys.argv[1])):
+    if not id:
+        raise OSError(11, "no return")
+    real(id)
+
+setattr(syscalls, sys.argv[1], fail)
+
+def work():
+    with Credentials().caller(Context(1, 65534, 65534, 1, (77,))):
+        pass
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join(30)
+print("serves on")
+"""
+
+
+@needs_root
+@pytest.mark.parametrize("call", ["thread_setresuid", "thread_setresgid", "thread_setgroups"])
+def test_a_thread_that_cannot_come_back_ends_the_daemon(call: str) -> None:
+    command = [sys.executable, "-c", _STUCK, call]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == exitcodes.BUG, result.stderr
+    assert result.stdout == ""
+    assert "cannot become itself again" in result.stderr
 
 
 def test_a_umask_is_the_threads_own() -> None:

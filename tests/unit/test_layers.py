@@ -55,7 +55,7 @@ def within(module: str, *prefixes: str) -> bool:
 
 P = "passthrough"
 _CORE = (f"{P}.protocol", f"{P}.filesystem", f"{P}.syscalls")
-_SERVER = (f"{P}.server", f"{P}.waiting", f"{P}.trace")
+_SERVER = (f"{P}.calls", f"{P}.server", f"{P}.waiting", f"{P}.trace")
 _ERRORS = (f"{P}.errors", f"{P}.exitcodes")
 RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((f"{P}.protocol",), (f"{P}.protocol",)),

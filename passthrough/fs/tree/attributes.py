@@ -5,6 +5,7 @@ import os
 import stat
 
 from ... import syscalls
+from ...filesystem import failure
 from ...protocol import constants as c
 from ...protocol.values import Attr, Context, SetAttr, StatFs, Statx
 from .base import MASK, TreeBase, attr_of
@@ -57,14 +58,14 @@ class Attributes(TreeBase):
         uid = attrs.uid if attrs.valid & c.FATTR_UID else _KEEP
         gid = attrs.gid if attrs.valid & c.FATTR_GID else _KEEP
         if c.FUSE_INVALID_UIDGID in (uid, gid):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise failure(errno.EINVAL)
         os.chown(str(inode.fd), uid, gid, dir_fd=self.proc)
 
     def _truncate(self, inode: Inode, handle: Handle | None, size: int, kill: int) -> None:
         if size >= 1 << 63:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+            raise failure(errno.EFBIG)
         if inode.kind != stat.S_IFREG:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise failure(errno.EINVAL)
         if handle is None:
             handle = Handle(self.reopen(inode, os.O_WRONLY), inode)
         with self.credentials.killing_privileges(kill):
@@ -86,7 +87,7 @@ class Attributes(TreeBase):
         with self.credentials.caller(ctx, strict=True):
             allowed = os.access(str(inode.fd), mask & 7, dir_fd=self.proc, effective_ids=True)
         if not allowed:
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            raise failure(errno.EACCES)
 
     def statfs(self, ctx: Context, nodeid: int) -> StatFs:
         """Of the file system that the node lies on."""

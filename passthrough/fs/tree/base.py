@@ -9,7 +9,7 @@ import threading
 from operator import itemgetter
 
 from ... import syscalls
-from ...filesystem import FileSystem, Kernel
+from ...filesystem import FileSystem, Kernel, failure
 from ...protocol import constants as c
 from ...protocol.negotiation import Agreement
 from ...protocol.values import Attr, Entry, Opened, encode_dev
@@ -155,6 +155,7 @@ class TreeBase(FileSystem):
         """
         covered = self.covered
         if covered is not None and name == covered.name and parent.key[:3] == covered.parent:
+            self.afford()
             return self.enter(os.dup(covered.fd))
         if surely_new:
             self.afford()
@@ -190,7 +191,7 @@ class TreeBase(FileSystem):
         holds a lease would wait for that holder, and other requests with it: EAGAIN, and the lease is being broken.
         """
         if inode.kind not in (stat.S_IFREG, stat.S_IFDIR):
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            raise failure(errno.EBADF)
         self.afford()
         return os.open(str(inode.fd), flags | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.proc)
 
@@ -232,7 +233,7 @@ class TreeBase(FileSystem):
         because only so the caller is told why it cannot be (ETXTBSY, EROFS): the kernel would make EIO of it.
         """
         if inode.kind != stat.S_IFREG:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            raise failure(errno.EBADF)
         if self._backings is not None and flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY:
             backing_id = self._backings.open(inode, writing=False)
             if backing_id:
@@ -304,7 +305,7 @@ class TreeBase(FileSystem):
                     "all %d descriptors that clients may pin are in use: they get ENFILE; raise the limit: ulimit -n",
                     self.limit,
                 )
-            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+            raise failure(errno.ENFILE)
 
 
 class Covered:

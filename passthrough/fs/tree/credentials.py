@@ -13,6 +13,7 @@ import threading
 from types import TracebackType
 
 from ... import syscalls
+from ...filesystem import failure
 from ...protocol.constants import FUSE_INVALID_UIDGID
 from ...protocol.values import Context
 
@@ -50,7 +51,7 @@ class _Caller:
     def __enter__(self) -> None:
         ctx = self._ctx
         if ctx.uid == FUSE_INVALID_UIDGID or ctx.gid == FUSE_INVALID_UIDGID:
-            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))  # -1 would mean: stay root
+            raise failure(errno.EOVERFLOW)  # -1 would mean: stay root
         try:
             if ctx.groups:
                 syscalls.thread_setgroups(ctx.groups)

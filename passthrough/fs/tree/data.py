@@ -4,6 +4,7 @@ import errno
 import os
 
 from ... import syscalls
+from ...filesystem import failure
 from ...protocol import constants as c
 from ...protocol.values import Buffers, Context, FileRange, Opened
 from .base import TreeBase
@@ -93,7 +94,7 @@ class Data(TreeBase):
         source, target = self.files.get(fh_in, nodeid), self.files.get(fh_out, nodeid_out)
         off_in, off_out = _signed(off_in, off_out)
         if flags:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise failure(errno.EINVAL)
         with self.credentials.killing_privileges(ctx.uid):
             return os.copy_file_range(source.fd, target.fd, min(length, _U32_LIMIT), off_in, off_out)
 
@@ -101,5 +102,5 @@ class Data(TreeBase):
 def _signed(*offsets: int) -> tuple[int, ...]:
     """Offsets that fit off_t. EINVAL for larger ones, before C truncates them."""
     if any(offset >= 1 << 63 for offset in offsets):
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        raise failure(errno.EINVAL)
     return offsets

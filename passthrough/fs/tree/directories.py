@@ -4,9 +4,9 @@ import os
 import stat
 from collections.abc import Iterator
 from errno import ENOTDIR
-from os import strerror
 
 from ... import syscalls
+from ...filesystem import failure
 from ...protocol import constants as c
 from ...protocol.values import Context, Dirent, Entry, Opened
 from .base import TreeBase
@@ -23,7 +23,7 @@ class Directories(TreeBase):
         """Re-open the directory for reading."""
         inode = self.inodes.get(nodeid)
         if inode.kind != stat.S_IFDIR:
-            raise OSError(ENOTDIR, strerror(ENOTDIR))
+            raise failure(ENOTDIR)
         handle = DirHandle(self.reopen(inode, os.O_RDONLY | os.O_DIRECTORY), inode)
         cached = self.config.cache in (Cache.METADATA, Cache.ALWAYS)
         return Opened(self.dirs.add(handle), _CACHED if cached else 0)

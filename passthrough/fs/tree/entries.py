@@ -6,6 +6,7 @@ import stat
 from collections.abc import Sequence
 
 from ... import syscalls
+from ...filesystem import failure
 from ...protocol.values import Attr, Context, Entry, Opened, decode_dev
 from .base import PATH_FLAGS, TreeBase
 from .inodes import Inode
@@ -36,15 +37,16 @@ class Entries(TreeBase):
         try:
             inode = self.inodes.get(nodeid)
         except OSError:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None  # an NFS handle of a forgotten node
+            raise failure(errno.ESTALE) from None  # an NFS handle of a forgotten node
         if inode.kind != stat.S_IFDIR and name == b"..":
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise failure(errno.ENOTDIR)
+        self.afford()
         if name == b"." or inode is self.inodes.root:
             return self.enter(os.dup(inode.fd))
         fd = os.open(b"..", PATH_FLAGS, dir_fd=inode.fd)
         if not self._below_root(fd):
             os.close(fd)
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise failure(errno.ESTALE)
         return self.enter(fd)
 
     def _below_root(self, fd: int) -> bool:
@@ -77,7 +79,7 @@ class Entries(TreeBase):
         """Through the O_PATH descriptor; the name plays no part."""
         inode = self.inodes.get(nodeid)
         if inode.kind != stat.S_IFLNK:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise failure(errno.EINVAL)
         return os.readlink(b"", dir_fd=inode.fd)
 
     def symlink(self, ctx: Context, nodeid: int, name: bytes, link: bytes) -> Entry:
@@ -121,7 +123,7 @@ class Entries(TreeBase):
         """renameat2(2); the inode is the same afterwards, so nothing of ours changes."""
         old, new = self._parent(nodeid, name), self._parent(newdir, newname)
         if flags & ~_RENAME_FLAGS:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise failure(errno.EINVAL)
         if flags:
             syscalls.renameat2(old.fd, name, new.fd, newname, flags)
         else:
@@ -151,7 +153,7 @@ class Entries(TreeBase):
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+            raise failure(errno.ESTALE) from None
         return self._opened_new(fd, flags)
 
     def tmpfile(

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
+from ...filesystem import failure
 from ...protocol.constants import FUSE_FSYNC_FDATASYNC
 from .inodes import Inode
 
@@ -97,7 +98,7 @@ class HandleMap(Generic[AnyHandle]):
         """The handle fh of this very node. EBADF for an unknown one and for one of another node."""
         handle = self._by_fh.get(fh)
         if handle is None or handle.inode.nodeid != nodeid:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            raise failure(errno.EBADF)
         return handle
 
     def pop(self, fh: int, nodeid: int) -> AnyHandle:

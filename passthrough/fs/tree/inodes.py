@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ...filesystem import failure
 from ...protocol.constants import FUSE_ROOT_ID
 from .pins import Pins
 
@@ -76,7 +77,7 @@ class InodeMap:
         """The inode with this nodeid. EBADF for one that was never handed out, or was forgotten."""
         inode = self._by_nodeid.get(nodeid)
         if inode is None:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            raise failure(errno.EBADF)
         return inode
 
     def known(self, key: Key) -> Inode | None:

@@ -6,9 +6,9 @@ the command's number says 8 (fs/fuse/ioctl.c).
 
 import errno
 import fcntl
-import os
 import stat
 
+from ...filesystem import failure
 from ...protocol import constants as c
 from ...protocol.values import Context, IoctlReply
 from .base import TreeBase
@@ -41,10 +41,10 @@ class Ioctls(TreeBase):
         inode = self.inodes.get(nodeid)
         handle = (self.dirs if inode.kind == stat.S_IFDIR else self.files).get(fh, nodeid)
         if cmd not in _KNOWN or flags & c.FUSE_IOCTL_UNRESTRICTED:
-            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+            raise failure(errno.ENOTTY)
         number, takes, gives = _KNOWN[cmd]
         if len(data) < takes or out_size < gives:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise failure(errno.EINVAL)
         buffer = bytearray(max(takes, gives, 8))
         buffer[:takes] = data[:takes]
         with self.credentials.caller(ctx, strict=True):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from struct import Struct
 
 from ... import syscalls
-from ...filesystem import unsupported
+from ...filesystem import failure, unsupported
 from ...protocol import constants as c
 from ...protocol.values import Context, FileLock
 from .base import TreeBase
@@ -44,9 +44,9 @@ class LockFile:
 
 def _pack(lock: FileLock) -> bytearray:
     if lock.type not in _FLOCK or not 0 <= lock.start <= lock.end:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        raise failure(errno.EINVAL)
     if lock.start > _TO_END:
-        raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
+        raise failure(errno.EOVERFLOW)
     length = 0 if lock.end >= _TO_END else lock.end - lock.start + 1
     return bytearray(_flock.pack(lock.type, os.SEEK_SET, lock.start, length, 0))
 
@@ -94,7 +94,7 @@ class Locks(TreeBase):
         if not self.config.flock:
             unsupported()
         if lock.type not in _FLOCK:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise failure(errno.EINVAL)
         operation = _FLOCK[lock.type]
         if wait:
             _until_interrupted(ctx, lambda: syscalls.flock(handle.fd, operation))

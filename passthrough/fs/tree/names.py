@@ -1,7 +1,8 @@
 """What a name may be: one path component. Here alone it is checked."""
 
 from errno import EINVAL, ENAMETOOLONG
-from os import strerror
+
+from ...filesystem import failure
 
 NAME_MAX = 255
 
@@ -9,6 +10,6 @@ NAME_MAX = 255
 def check_name(name: bytes) -> None:
     """Refuse what could lead out of a directory: nothing, `.`, `..`, a slash, a NUL (EINVAL); over 255 bytes."""
     if not name or b"/" in name or name == b"." or name == b".." or b"\0" in name:
-        raise OSError(EINVAL, strerror(EINVAL))
+        raise failure(EINVAL)
     if len(name) > NAME_MAX:
-        raise OSError(ENAMETOOLONG, strerror(ENAMETOOLONG))
+        raise failure(ENAMETOOLONG)

@@ -3,7 +3,7 @@
 import errno
 import os
 
-from ...filesystem import unsupported
+from ...filesystem import failure, unsupported
 from ...protocol import constants as c
 from ...protocol.values import Context
 from .base import TreeBase
@@ -47,7 +47,7 @@ class Xattrs(TreeBase):
         if not self.config.xattr:
             unsupported()
         if self._refused(name):
-            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+            raise failure(errno.ENOTSUP)
         return self.inodes.get(nodeid)
 
     def _refused(self, name: bytes) -> bool:
