@@ -168,7 +168,10 @@ OPTIONS: tuple[Option, ...] = (
     Option("noexec", "exec", "No program can be started from the mount; exec is the default.", value=False),
     Option("exec", "exec"),
     Option(
-        "noatime", "atime", "The mount keeps no access times; about those of SRC its own mount decides.", value=False
+        "noatime",
+        "atime",
+        "The mount keeps no access times (atime: it does); SRC's own mount decides for SRC.",
+        value=False,
     ),
     Option("atime", "atime"),
     Option("sync", "sync", "Writes go through to the daemon before they return; async is the default."),

@@ -47,9 +47,10 @@ class Backings:
 
     def open(self, inode: Inode, *, writing: bool) -> int:
         """The id for one more open of this inode, or 0 where its data must pass through the daemon."""
+        privileged = writing and inode.backing_id == 0 and os.stat(inode.fd).st_mode & _PRIVILEGES
         with self._lock:
             if inode.backing_id == 0 and not self._off:
-                if writing and os.stat(inode.fd).st_mode & _PRIVILEGES:
+                if privileged:
                     inode.backing_id = REFUSED
                 else:
                     self._register(inode)
