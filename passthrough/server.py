@@ -6,6 +6,7 @@ read_header raises, tells the transport to halt that queue.
 """
 
 import errno
+import itertools
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -56,7 +57,7 @@ class Server:
         self._kernel = kernel
         self._debug = debug
         self._owner = owner
-        self._complaints = 0
+        self._complaints = itertools.count(1)
         self._waiters = Waiters()
         self._before: list[tuple[int, Call]] = [(0, _refuse)] * OPCODE_LIMIT
         self._before[BY_NAME["init"].opcode] = (0, self._init)
@@ -131,10 +132,10 @@ class Server:
         return result
 
     def _malformed(self, header: Header, why: str) -> int | None:
-        self._complaints += 1
-        if self._complaints <= _COMPLAINTS:  # a peer that sends nothing else must not fill the log
+        complaint = next(self._complaints)
+        if complaint <= _COMPLAINTS:  # a peer that sends nothing else must not fill the log
             log.warning("request %d (%s) is malformed: %s", header.unique, _name(header), why)
-        if self._complaints == _COMPLAINTS:
+        if complaint == _COMPLAINTS:
             log.warning("further malformed requests are answered and not logged")
         return None if header.opcode in _NO_REPLY else -errno.EINVAL
 

@@ -91,6 +91,7 @@ class Mount:
         self._debug = log.debug if debug else None
         self._source = source
         self._signals = Signals()
+        self._session: Session | None = None
         self._state: state.StateFile | None = None
 
     def start(self) -> None:
@@ -104,52 +105,65 @@ class Mount:
             self._begin(replace(self._wishes, flags=self._wishes.flags & ~c.FUSE_OVER_IO_URING))
 
     def _may_do_without_uring(self) -> bool:
-        uring_only = c.FUSE_OVER_IO_URING & ~self._wishes.required
-        return bool(self._wishes.flags & uring_only) and self._session.uring_failed
+        wished = self._wishes.flags & c.FUSE_OVER_IO_URING and not self._wishes.required & c.FUSE_OVER_IO_URING
+        return bool(wished) and self._session is not None and self._session.uring_failed
 
     def _begin(self, wishes: Wishes) -> None:
         self._mounted = mounting.mount(self._request)
         try:
-            self._session = Session(self._mounted.fd, self._threads, max(wishes.max_write, self._request.max_read))
+            self._session = session = Session(
+                self._mounted.fd, self._threads, max(wishes.max_write, self._request.max_read)
+            )
             self._server = Server(
                 self._fs,
                 wishes,
-                kernel=self._session,
+                kernel=session,
                 debug=self._debug,
                 owner=os.getuid() if self._request.owner_only else None,
             )
-            self._session.start(self._server)
+            session.start(self._server)
             if self._server.failure:
                 raise UserError(self._server.failure, exitcodes.KERNEL)
             self._state = state.StateFile(self._mounted.device, self._source, self._mounted.mountpoint)
         except BaseException:
-            self._unmounted(lazy=True, force=True)
+            self._give_up()
             raise
 
+    def _give_up(self) -> None:
+        """Leave nothing of a mount that could not begin."""
+        self._unmounted(lazy=True, force=True)
+        if self._session is None:
+            os.close(self._mounted.fd)
+            return
+        if self._session.join(_JOIN_S):
+            self._session.close()
+        self._server.close()
+
     def run(self) -> int:
-        """Until the mount is gone or a signal ends it; the exit status."""
+        """Until the mount is gone or a signal ends it; the exit status. After start()."""
+        assert self._session is not None
         poll = select.poll()
         poll.register(self._session.ended, select.POLLIN)
         poll.register(self._signals.fileno(), select.POLLIN)
         while self._session.ended not in {fd for fd, _ in poll.poll()} and not self._signals.ending():
             pass
-        self._leave()
+        self._leave(self._session)
         if self._session.failure:
             log.error("%s: %s", self._mounted.mountpoint, self._session.failure)
             return exitcodes.SERVING
         return exitcodes.OK
 
-    def _leave(self) -> None:
+    def _leave(self, session: Session) -> None:
         """Unmount cleanly where nobody is inside; else answer what is in flight, then detach and abort."""
         clean = self._mounted.is_there() and self._unmounted(lazy=False, force=False)
         if not clean:
             self._server.interrupt_waiting()
-            if not self._session.quiesce(_QUIESCE_S):
+            if not session.quiesce(_QUIESCE_S):
                 log.warning("%s: requests are still unanswered and will be aborted", self._mounted.mountpoint)
             if self._mounted.is_there():
                 self._unmounted(lazy=True, force=True)
         # Detached earlier and held open by others, a queue stays in read(2) until our end closes the connection.
-        self._session.join(_JOIN_S if clean else _QUICK_JOIN_S)
+        session.join(_JOIN_S if clean else _QUICK_JOIN_S)
         self._server.close()
         if self._state is not None:
             self._state.remove()

@@ -246,7 +246,8 @@ def _receive_descriptor(channel: socket.socket) -> int | None:
 
 def _helper_error(request: MountRequest, text: str) -> UserError:
     line = _said(text) or "no reason given"
-    known = line.replace(request.mountpoint, "")  # a path may hold any word
+    point = re.escape(" ".join(request.mountpoint.split()))
+    known = re.sub(rf"(?<!\S){point}(?=[\s:]|$)", "", line)  # a path may hold any word
     if "allow_other" in known:
         return UserError("allow_other needs the line user_allow_other in /etc/fuse.conf", exitcodes.PERMISSION)
     if "fuse device not found" in known:

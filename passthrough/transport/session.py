@@ -53,12 +53,12 @@ class Session:
         if server.failure is not None or server.agreement is None:
             server.failure = server.failure or "the mount ended before it began"
             return
-        if server.agreement.has(FUSE_OVER_IO_URING):
-            self._start_uring(server)
+        if server.agreement.has(FUSE_OVER_IO_URING) and not self._start_uring(server):
+            return
         self._crew = Crew(self._queues, self._part_ended)
         self._crew.start()
 
-    def _start_uring(self, server: Server) -> None:
+    def _start_uring(self, server: Server) -> bool:
         cpus = possible_cpus()
         self._helpers = ThreadPoolExecutor(self._threads, "helper")
         self._uring = [UringQueue(self.fd, cpu, server, self._payload, self._helpers) for cpu in cpus]
@@ -73,6 +73,7 @@ class Session:
         for _ in cpus:
             registered.acquire()
         server.failure = next((queue.failure for queue in self._uring if queue.failure), None)
+        return server.failure is None
 
     def _run_uring(self, queue: UringQueue, registered: threading.Semaphore) -> None:
         try:

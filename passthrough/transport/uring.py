@@ -127,6 +127,7 @@ class UringQueue:
         self._answers: deque[tuple[_Entry, int]] = deque()
         self._entries: list[_Entry] = []
         self._alive = 0  # entries that the kernel has, or that a request has
+        self._serving = False
         self._out = 0  # entries whose request is with a helper or waits for a lock
 
     def run(self, registered: Callable[[], None]) -> None:
@@ -138,11 +139,14 @@ class UringQueue:
             for _ in range(ENTRIES):
                 self._register()
             self._ring.enter(0)
+            for slot, result in self._ring.completions():  # a refusal comes at once; so may a first request
+                self._completed(slot, result)
         except OSError as error:
             self.failure = f"FUSE over io_uring, queue {self.cpu}: {error.strerror}"
         finally:
             registered()
         if self.failure is None:
+            self._serving = True
             self._loop()
 
     def _pin(self) -> None:
@@ -152,24 +156,28 @@ class UringQueue:
             log.debug("queue %d: this process may not run there, or it is offline", self.cpu)
 
     def _loop(self) -> None:
-        take, entries = self._ring.take, self._entries
+        take = self._ring.take
         while self._alive:
             slot, result = take()
             self.idle = False
-            if slot == _WAKE_SLOT:
-                self._take_answers()
-            elif result == 0:
-                self._serve(entries[slot])
-            else:
-                self._ended(result)
+            self._completed(slot, result)
             self.idle = self._out == 0
         self._ring.close()
+
+    def _completed(self, slot: int, result: int) -> None:
+        if slot == _WAKE_SLOT:
+            self._take_answers()
+        elif result == 0:
+            self._serve(self._entries[slot])
+        else:
+            self._ended(result)
 
     def _ended(self, result: int) -> None:
         self._alive -= 1
         if result not in _OVER and self.failure is None:
             self.failure = f"FUSE over io_uring, queue {self.cpu}: {os.strerror(-result)}"
-            log.error("%s; this queue halts", self.failure)
+            if self._serving:  # else it is for whoever mounts to say
+                log.error("%s; this queue halts", self.failure)
 
     def _serve(self, entry: _Entry) -> None:
         *fields, commit_id, size = _unpack_request(entry.header)

@@ -14,7 +14,20 @@ import pytest
 from passthrough import exitcodes
 from passthrough.transport import uring
 
-from .harness import Harness, ended, is_mounted, run, wait_until
+from .harness import (
+    ROOT,
+    TIMEOUT_S,
+    Harness,
+    Mount,
+    daemon_pid,
+    ended,
+    is_mounted,
+    mounts_below,
+    processes_about,
+    refusal,
+    run,
+    wait_until,
+)
 
 PARAMETER = Path("/sys/module/fuse/parameters/enable_uring")
 
@@ -67,6 +80,106 @@ def test_auto_does_without(harness: Harness, disabled: None) -> None:
     assert mount.pid is not None
     assert set().union(*affinities(mount.pid)) == os.sched_getaffinity(0)
     assert all(len(cpus) == len(os.sched_getaffinity(0)) for cpus in affinities(mount.pid))
+
+
+_FAILURES = {
+    "the queue": """
+def run(self, registered):
+    self.failure = f"FUSE over io_uring, queue {self.cpu}: it broke"
+    registered()
+uring.UringQueue.run = run
+""",
+    "the ring": """
+def refuse(*_):
+    raise OSError(12, "Cannot allocate memory")
+uring.Ring = refuse
+""",
+    "one ring": """
+def refuse(entries, real=uring.Ring):
+    if threading.current_thread().name == f"uring-{uring.possible_cpus()[-1]}":
+        raise OSError(12, "Cannot allocate memory")
+    return real(entries)
+uring.Ring = refuse
+""",
+    "the registration": """
+uring._REGISTER = 99  # the kernel refuses it, in a completion
+""",
+}
+"""What goes wrong when all has been found to be there."""
+_MAIN = "import sys, threading; from passthrough import syscalls; from passthrough.transport import uring\n{}\n"
+_THEN = "from passthrough.cli import main; sys.exit(main())"
+_INSTEAD = "requests are read from /dev/fuse instead\n"
+
+
+def run_with(patch: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Our command, in a process that was changed before."""
+    command = [sys.executable, "-c", _MAIN.format(patch) + _THEN, *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+
+
+@pytest.mark.parametrize("why", _FAILURES)
+def test_auto_does_without_what_fails_late(harness: Harness, enabled: None, why: str) -> None:
+    mount = Mount(harness.directory("source"), harness.directory("mount"))
+    harness.mounts.append(mount)
+    result = run_with(_FAILURES[why], "mount", "-o", "io_uring=auto,passthrough=off", mount.source, mount.point)
+    assert result.returncode == exitcodes.OK, result.stderr
+    assert result.stderr.endswith(_INSTEAD)
+    assert result.stderr.count("WARNING: FUSE over io_uring, queue ") == 1
+    mount.pid = daemon_pid(mount.point)
+    assert mount.pid is not None
+    for number in range(50):
+        (mount.point / f"file-{number}").write_bytes(b"x" * number)
+    assert (mount.source / "file-49").read_bytes() == b"x" * 49
+    assert len(mounts_below(mount.point)) == 1
+    mount.umount()
+    assert ended(mount.pid)
+    assert not is_mounted(mount.point)
+
+
+@pytest.mark.parametrize("why", _FAILURES)
+def test_on_says_what_fails_late(harness: Harness, enabled: None, why: str) -> None:
+    point = harness.directory("mount")
+    result = run_with(_FAILURES[why], "mount", "-o", "io_uring=on", harness.directory("source"), point)
+    assert result.returncode == exitcodes.KERNEL, result.stderr
+    assert result.stderr.splitlines()[-1].startswith("passthrough: FUSE over io_uring, queue ")
+    assert not is_mounted(point)
+    assert processes_about(point) == []
+
+
+@pytest.mark.parametrize(
+    "why",
+    list(_FAILURES),
+)
+def test_on_says_so_in_one_line(harness: Harness, enabled: None, why: str) -> None:
+    source, point = harness.directory("source"), harness.directory("mount")
+    refusal(run_with(_FAILURES[why], "mount", "-o", "io_uring=on", source, point), exitcodes.KERNEL)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "on",
+        "auto",
+    ],
+)
+def test_a_mount_that_is_refused_has_nothing_to_do_with_it(harness: Harness, enabled: None, choice: str) -> None:
+    patch = 'def refuse(*_):\n    raise OSError(1, "Operation not permitted")\nsyscalls.mount = refuse'
+    source, point = harness.directory("source"), harness.directory("mount")
+    line = refusal(run_with(patch, "mount", "-o", f"io_uring={choice}", source, point), exitcodes.PERMISSION)
+    assert f"{point}: not allowed to mount here" in line
+
+
+def test_what_failed_late_leaves_no_descriptor(harness: Harness, enabled: None) -> None:
+    plain = harness.mount("-o", "io_uring=off")
+    mount = Mount(harness.directory("source"), harness.directory("mount"))
+    harness.mounts.append(mount)
+    run_with(_FAILURES["the queue"], "mount", "-o", "io_uring=auto", mount.source, mount.point)
+    mount.pid = daemon_pid(mount.point)
+    assert mount.pid is not None
+    assert plain.pid is not None
+    wait_until(lambda: len(threads_of(mount.pid or 0)) == len(threads_of(plain.pid or 0)), "as many threads")
+    assert len(os.listdir(f"/proc/{mount.pid}/fd")) == len(os.listdir(f"/proc/{plain.pid}/fd"))
 
 
 def test_there_is_a_pinned_thread_per_cpu(harness: Harness, enabled: None) -> None:

@@ -5,6 +5,7 @@ import fcntl
 import os
 import random
 import stat
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +74,8 @@ class Client:
         try:
             self.order.choice(steps)()
         except OSError as error:
-            assert error.errno in (errno.ENFILE, errno.EBADF, errno.EAGAIN, errno.EEXIST, errno.ESTALE), error
+            if error.errno not in (errno.ENFILE, errno.EBADF, errno.EAGAIN):
+                raise
             self.refused += error.errno == errno.ENFILE
 
     def _name(self, kind: bytes) -> bytes:
@@ -317,6 +319,27 @@ def test_every_kind_counts_once_until_it_is_closed() -> None:
         assert (len(pins), open_now() - before) == (0, 0)
 
 
+def test_a_close_that_fails_has_closed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    pins = Pins()
+    held: object | None = Handle(path_fd(), Inode(ROOT_ID, path_fd(), (0, 0, 0, 0), stat.S_IFREG, 0, pins))
+    real = os.close
+
+    def close(fd: int) -> None:
+        real(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "close", close)
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    assert held
+    held = None
+    assert len(pins) == 0
+
+
+def ask_at_once(handle: Handle) -> set[object]:
+    """What several threads are told its descriptor is."""
+    return set(at_once(lambda _: handle.fd))
+
+
 def test_a_backed_handle_is_opened_and_counted_once() -> None:
     pins = Pins()
     inode = Inode(ROOT_ID, path_fd(), (0, 0, 0, 0), stat.S_IFREG, 0, pins)
@@ -329,8 +352,9 @@ def test_a_backed_handle_is_opened_and_counted_once() -> None:
     handle: BackedHandle | None = BackedHandle(inode, None, opener)
     assert handle
     assert len(pins) == 1
-    assert len(set(at_once(lambda _: handle.fd))) == 1
+    assert ask_at_once(handle) == set(opened)
     assert (len(opened), len(pins)) == (1, 2)
+    assert is_open(opened[0])
     handle = None
     assert (is_open(opened[0]), len(pins)) == (False, 1)
 
@@ -382,10 +406,11 @@ def test_one_slow_opening_stops_no_other_handle() -> None:
     asking = threading.Thread(target=lambda: answered.append(other.fd))
     asking.start()
     asking.join(5)
+    before = list(answered)
     go_on.set()
     thread.join(30)
     asking.join(30)
-    assert answered == [other.fd]
+    assert before == [other.fd]
     assert len(inode.pins) == 3
 
 
@@ -427,7 +452,6 @@ def test_nothing_is_made_at_the_limit(make: Callable[..., Tree], source: Path, w
     assert os.path.lexists(source / "new")
 
 
-@pytest.mark.xfail(reason="TreeBase.enter of `..` does not ask afford()", raises=pytest.fail.Exception)
 def test_going_up_is_counted_as_well(make: Callable[..., Tree], source: Path) -> None:
     """LOOKUP of `..` (NFS export) pins a directory like any other LOOKUP."""
     limit, path = 6, source

@@ -487,3 +487,30 @@ def test_a_reply_with_no_room_is_an_errno(server: Server, fs: FakeFileSystem) ->
     """A channel with less room than was agreed must not raise out of the loop either."""
     assert handle(server, REQUESTS["lookup"], FakeChannel(size=20)) == -errno.EIO
     _still_serves(server, fs)
+
+
+# The log
+
+
+_TOLD = 100
+
+
+@pytest.mark.parametrize("sent", [1, _TOLD - 1, _TOLD, _TOLD + 1, 5 * _TOLD])
+def test_a_peer_that_talks_nonsense_cannot_fill_the_log(
+    sent: int, server: Server, fs: FakeFileSystem, caplog: pytest.LogCaptureFixture
+) -> None:
+    for unique in range(sent):
+        assert handle(server, request(1, b"no end", unique=unique)) == -errno.EINVAL
+    told = [record.getMessage() for record in caplog.records]
+    assert [f"request {unique} (LOOKUP) is malformed" in line for unique, line in enumerate(told[:_TOLD])] == (
+        [True] * min(sent, _TOLD)
+    )
+    assert told[_TOLD:] == (["further malformed requests are answered and not logged"] if sent >= _TOLD else [])
+    _no_traceback(caplog)
+    _still_serves(server, fs)
+
+
+def test_what_nobody_answers_counts_as_well(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3 * _TOLD):
+        assert handle(server, request(BY_NAME["batch_forget"].opcode, struct.pack("=II", 3, 0))) is None
+    assert len(caplog.records) == _TOLD + 1

@@ -34,8 +34,10 @@ class Handle:
             os.fsync(self.fd)
 
     def __del__(self) -> None:
-        os.close(self.fd)
-        self.inode.pins.give_back()
+        try:
+            os.close(self.fd)
+        finally:
+            self.inode.pins.give_back()
 
 
 AnyHandle = TypeVar("AnyHandle", bound=Handle)
@@ -72,8 +74,10 @@ class BackedHandle(Handle):
             fd = object.__getattribute__(self, "fd")
         except AttributeError:
             return
-        os.close(fd)
-        self.inode.pins.give_back()
+        try:
+            os.close(fd)
+        finally:
+            self.inode.pins.give_back()
 
 
 class HandleMap(Generic[AnyHandle]):

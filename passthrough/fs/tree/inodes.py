@@ -53,8 +53,10 @@ class Inode:
             return self.locks
 
     def __del__(self) -> None:
-        os.close(self.fd)
-        self.pins.give_back()
+        try:
+            os.close(self.fd)
+        finally:
+            self.pins.give_back()
 
 
 _lock_owners = threading.Lock()

@@ -38,8 +38,10 @@ class LockFile:
         self.pins = pins
 
     def __del__(self) -> None:
-        os.close(self.fd)
-        self.pins.give_back()
+        try:
+            os.close(self.fd)
+        finally:
+            self.pins.give_back()
 
 
 def _pack(lock: FileLock) -> bytearray:

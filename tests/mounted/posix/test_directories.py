@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .calls import directory_stream, getdents, opened
+from .calls import DirectoryStream, directory_stream, getdents, opened
 from .modes import Tree, attempt
 
 _MANY = 20_000
@@ -57,6 +57,30 @@ def test_an_empty_directory(tree: Tree) -> None:
         assert stream.read() is None
         stream.rewind()
         assert len(stream.rest()) == 2
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_rewind_after_one_reply_shows_what_is_new(tree: Tree, number: int) -> None:
+    """So little has been read that position 0 is where the daemon still is."""
+
+    def names(stream: DirectoryStream) -> list[bytes]:
+        return sorted(entry.name for entry in stream.rest())
+
+    def act(d: Path) -> object:
+        (d / "first").touch()
+        with directory_stream(d) as stream:
+            for _ in range(number):
+                assert stream.read()
+            (d / "first").unlink()
+            (d / "second").touch()
+            stream.rewind()
+            found = [names(stream)]
+            (d / "third").touch()
+            stream.rewind()
+            return [*found, names(stream)]
+
+    assert tree.same(act) == [[b".", b"..", b"second"], [b".", b"..", b"second", b"third"]]
 
 
 @pytest.mark.core

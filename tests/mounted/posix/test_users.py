@@ -3,6 +3,7 @@
 import mmap
 import os
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,37 @@ def test_creating_by_way_of_a_supplementary_group(tree: Tree) -> None:
     assert tree.same(lambda d: as_user(lambda: make(d))) == "EACCES"
     found = tree.same(lambda d: as_user(lambda: make(d), groups=[7, _GROUP, 9]))
     assert found == [(name, NOBODY, NOBODY) for name in ("directory", "file", "hard", "moved")]
+
+
+@pytest.mark.core
+@pytest.mark.needs("xattr")
+def test_creating_by_way_of_a_group_in_an_access_list(tree: Tree) -> None:
+    """The directory's own group is not the caller's, so a daemon is told no group at all."""
+
+    def make(d: Path) -> object:
+        (d / "directory").mkdir(0o755)
+        os.close(os.open(d / "file", os.O_CREAT | os.O_RDWR, 0o644))
+        (d / "link").symlink_to("x")
+        os.mkfifo(d / "fifo", 0o644)
+        os.mknod(d / "node", stat.S_IFREG | 0o600)
+        os.rename(d / "node", d / "moved")
+        os.link(d / "file", d / "hard")
+        with opened(d, os.O_TMPFILE | os.O_RDWR) as fd:
+            unnamed = os.fstat(fd).st_uid, os.fstat(fd).st_gid
+        return unnamed, sorted((name, *_owned(d / name)) for name in os.listdir(d))
+
+    for d in (tree.mount, tree.plain):
+        os.chown(d, 0, 0)
+        os.chmod(d, 0o750)
+        subprocess.run(["setfacl", "-m", f"g:{_GROUP}:rwx", str(d)], check=True, capture_output=True)
+    assert tree.same(lambda d: as_user(lambda: make(d))) == "EACCES"
+    assert tree.same(lambda d: as_user(lambda: make(d), groups=[_FOREIGN])) == "EACCES"
+    found = tree.same(lambda d: as_user(lambda: make(d), groups=[_GROUP], umask=0o022))
+    assert isinstance(found, tuple)
+    assert found[0] == (NOBODY, NOBODY)
+    assert [(name, *ids) for name, *ids, _ in found[1]] == [
+        (name, NOBODY, NOBODY) for name in ("directory", "fifo", "file", "hard", "link", "moved")
+    ]
 
 
 def test_the_daemon_has_no_other_groups(tree: Tree) -> None:

@@ -76,6 +76,54 @@ def test_setting_getting_listing_removing(tree: Tree, name: str) -> None:
 
 @pytest.mark.core
 @pytest.mark.needs("xattr")
+@pytest.mark.parametrize("name", ["file", "directory"])
+def test_trusted_attributes_are_not_for_everyone(tree: Tree, name: str) -> None:
+    for d in (tree.mount, tree.plain):
+        _populate(d)
+        os.setxattr(d / name, "trusted.secret", b"x")
+        os.setxattr(d / name, "user.open", b"x")
+        (d / name).chmod(0o777)
+
+    def act(path: Path) -> object:
+        return (
+            attempt(lambda: os.getxattr(path, "trusted.secret")),
+            attempt(lambda: os.setxattr(path, "trusted.secret", b"y")),
+            attempt(lambda: os.removexattr(path, "trusted.secret")),
+            attempt(lambda: os.getxattr(path, "user.open")),
+        )
+
+    assert tree.same(lambda d: as_user(lambda: act(d / name))) == ("ENODATA", "EPERM", "EPERM", b"x")
+    shown, plain = (as_user(lambda d=d: os.listxattr(d / name)) for d in (tree.mount, tree.plain))  # type: ignore[misc]
+    if "trusted.secret" not in plain:  # btrfs lists them to everybody; a mount of it does not
+        assert shown == plain
+    if tree.shared.daemon is not None:
+        assert shown == ["user.open"]
+    assert tree.same(lambda d: sorted(os.listxattr(d / name))) == ["trusted.secret", "user.open"]
+
+
+@pytest.mark.core
+@pytest.mark.needs("xattr")
+@pytest.mark.parametrize("uid", [0, 65534])
+@pytest.mark.parametrize("attribute", ["system.nothing", "system.nfs4_acl", "system.richacl"])
+def test_other_names_in_system(tree: Tree, attribute: str, uid: int) -> None:
+    for d in (tree.mount, tree.plain):
+        (d / "file").touch()
+        (d / "file").chmod(0o666)
+
+    def act(path: Path) -> object:
+        return (
+            attempt(lambda: os.getxattr(path, attribute)),
+            attempt(lambda: os.setxattr(path, attribute, b"x")),
+            attempt(lambda: os.removexattr(path, attribute)),
+            os.listxattr(path),
+        )
+
+    found = tree.same(lambda d: as_user(lambda: act(d / "file"), uid))
+    assert found == ("EOPNOTSUPP", "EOPNOTSUPP", "EOPNOTSUPP", [])
+
+
+@pytest.mark.core
+@pytest.mark.needs("xattr")
 def test_attributes_of_a_symlink(tree: Tree) -> None:
     _populate(tree.mount)
     _populate(tree.plain)
