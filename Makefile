@@ -51,18 +51,18 @@ bench: $(VENV)/test.stamp
 $(VENV)/run.stamp: Makefile setup.cfg setup.py
 	$(call install_missing,$(RUN_PACKAGES))
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv --system-site-packages $(VENV)
-	@$(BIN)/pip -q install --no-build-isolation --no-deps --editable .
+	@$(BIN)/pip -qq install --no-build-isolation --no-deps --editable .
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp
 	$(call install_missing,$(TEST_PACKAGES))
-	@$(BIN)/pip -q install --no-build-isolation --editable '.[test]'
+	@$(BIN)/pip -qq install --no-build-isolation --editable '.[test]'
 	@touch $@
 
 install:
 	$(call install_missing,$(RUN_PACKAGES))
 	@[ -x $(LIBDIR)/bin/python ] || $(PYTHON) -m venv --system-site-packages $(LIBDIR)
-	@$(LIBDIR)/bin/pip -q install --no-build-isolation --no-deps --force-reinstall .
+	@$(LIBDIR)/bin/pip -qq install --no-build-isolation --no-deps --force-reinstall .
 	@install -d $(PREFIX)/bin $(PREFIX)/share/man/man1
 	@ln -sf $(LIBDIR)/bin/passthrough $(PREFIX)/bin/passthrough
 	@ln -sf $(LIBDIR)/bin/mount.fuse.passthrough $(SBINDIR)/mount.fuse.passthrough
