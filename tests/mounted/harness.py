@@ -133,7 +133,7 @@ class Harness:
                 subprocess.run(["umount", "-l", str(mount.point)], check=False, capture_output=True)
             if is_mounted(mount.point):
                 stuck.append(str(mount.point))
-            if mount.pid is not None and not ended(mount.pid, 15):
+            if mount.pid is not None and not ended(mount.pid):
                 stuck.append(f"daemon {mount.pid}")
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(mount.pid, signal.SIGKILL)
