@@ -10,6 +10,7 @@ from ..errors import UserError
 from ..transport import mountinfo, mounting
 from . import state
 
+_ALONE_MS = 3_000
 _DAEMON_END_MS = 15_000
 
 
@@ -71,5 +72,9 @@ def _wait(ending: int | None, mountpoint: str) -> None:
         return
     poll = select.poll()
     poll.register(ending, select.POLLIN)
+    if poll.poll(_ALONE_MS):
+        return
+    # Another mount namespace (a container's, a service's) has a copy of the mount, which keeps the daemon: stop it.
+    signal.pidfd_send_signal(ending, signal.SIGTERM)
     if not poll.poll(_DAEMON_END_MS):
         raise UserError(f"{mountpoint}: unmounted, but the daemon has not ended yet", exitcodes.SYSTEM)

@@ -534,3 +534,14 @@ def test_an_unexpected_exception_costs_one_request(harness: Harness) -> None:
     assert said.count("a bug of ours: GETXATTR failed") == 1
     assert said.splitlines()[-1] == "ValueError: nobody expects this"
     assert no_state_of(mount)
+
+
+def test_a_copy_in_another_namespace_does_not_keep_the_daemon(harness: Harness) -> None:
+    mount = harness.mount()
+    with background("unshare", "-m", "sh", "-c", "echo ready; exec sleep 1000", stdout=subprocess.PIPE) as elsewhere:
+        assert elsewhere.stdout is not None
+        assert elsewhere.stdout.readline() == "ready\n"
+        mount.umount()
+        assert mount.pid is not None
+        assert ended(mount.pid)
+        elsewhere.stdout.close()
