@@ -16,7 +16,7 @@ from .protocol.errors import RequestError
 from .protocol.negotiation import Agreement
 from .protocol.operations import BY_NAME, OPCODE_LIMIT, OPERATIONS, Operation
 from .protocol.replies import encoder, join_names, put_attr, put_entry, put_ioctl, put_text, put_xattr
-from .protocol.requests import decoder, read_forgets, read_name, split_name
+from .protocol.requests import Decoder, decoder, read_forgets, read_name, split_name
 from .protocol.values import Buffers, Context, FileLock, FileRange, SetAttr
 
 
@@ -72,6 +72,8 @@ def _bind(fs: FileSystem, operation: Operation, agreement: Agreement) -> tuple[i
 def _plain(operation: Operation, method: Callable[..., Any], adapt: Callable[..., Any] | None) -> Call:
     """Names, then values, then the result: what most opcodes are. `adapt` reorders the values first."""
     decode, encode = decoder(operation), encoder(operation)
+    if adapt is not None:
+        decode = _adapted(decode, adapt)
 
     def call(
         ctx: Context,
@@ -86,20 +88,11 @@ def _plain(operation: Operation, method: Callable[..., Any], adapt: Callable[...
     ) -> int:
         return encode(channel.body, method(ctx, nodeid, *decode(args, at, payload, start, end)))
 
-    def adapted(
-        ctx: Context,
-        nodeid: int,
-        args: memoryview,
-        at: int,
-        payload: memoryview,
-        start: int,
-        end: int,
-        channel: Channel,
-        data: Buffers | None,
-    ) -> int:
-        return encode(channel.body, method(ctx, nodeid, *adapt(*decode(args, at, payload, start, end))))  # type: ignore[misc]
+    return call
 
-    return adapted if adapt else call
+
+def _adapted(decode: Decoder, adapt: Callable[..., tuple[Any, ...]]) -> Decoder:
+    return lambda args, at, payload, start, end: adapt(*decode(args, at, payload, start, end))
 
 
 def _fh_if_asked(getattr_flags: int, fh: int, *rest: int) -> tuple[int | None, ...]:
