@@ -152,10 +152,14 @@ class UringQueue:
             self._loop()
 
     def _pin(self) -> None:
+        """To its CPU, where whoever started us lets us run there and it is online; else it floats."""
+        if self.cpu not in os.sched_getaffinity(0):
+            log.debug("queue %d: this process is kept from that CPU", self.cpu)
+            return
         try:
             os.sched_setaffinity(0, {self.cpu})
-        except OSError:
-            log.debug("queue %d: this process may not run there, or it is offline", self.cpu)
+        except OSError as error:
+            log.debug("queue %d: %s", self.cpu, error.strerror)
 
     def _loop(self) -> None:
         take, serve, entries = self._ring.take, self._serve, self._entries

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+URING_SWITCH = Path("/sys/module/fuse/parameters/enable_uring")
 COMMAND = (sys.executable, "-m", "passthrough")
 TIMEOUT_S = 60.0
 
@@ -42,6 +43,11 @@ def run(*words: str | os.PathLike[str], user: int | None = None, **more: object)
         options |= {"user": user, "group": user, "extra_groups": []}
     options |= more
     return subprocess.run(command(*words), check=False, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def affinities(pid: int) -> list[set[int]]:
+    """The CPUs that each thread of a process may run on."""
+    return [os.sched_getaffinity(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 def mount_line(point: Path) -> str | None:
