@@ -5,6 +5,7 @@ It does not know metadata: chmod, chown, utimes, xattrs and stat by a path outsi
 affair. Version 1 (Linux 5.13) would also forbid moving a file from one directory to another, and is not used.
 """
 
+import os
 from collections.abc import Callable
 
 from . import syscalls
@@ -45,7 +46,9 @@ def _restrict(share: Callable[[], int] | None, network: bool) -> None:
     access = (1 << _FS_BITS.get(abi, _FS_BITS_SINCE_5)) - 1
     net = _NET if abi >= 4 and not network else 0
     ruleset = syscalls.landlock_create_ruleset(access, net, _SCOPED if abi >= 6 and not network else 0)
-    if share is not None:
-        syscalls.landlock_allow_beneath(ruleset, share(), access)
-    syscalls.landlock_restrict_self(ruleset)
-    # The ruleset's descriptor is left to close_range at the end: closing it here would change nothing.
+    try:
+        if share is not None:
+            syscalls.landlock_allow_beneath(ruleset, share(), access)
+        syscalls.landlock_restrict_self(ruleset)
+    finally:
+        os.close(ruleset)

@@ -44,6 +44,11 @@ def run(*words: str | os.PathLike[str], user: int | None = None, **more: object)
     return subprocess.run(command(*words), check=False, **options)  # type: ignore[call-overload, no-any-return]
 
 
+def unexpected(text: str) -> str:
+    """What a command said, without the line about a limit of open files that this machine keeps lower than the default."""
+    return re.sub(r"^.*RLIMIT_NOFILE.*the hard limit of \d+ cannot be raised.*\n", "", text, flags=re.MULTILINE)
+
+
 def mount_line(point: Path) -> str | None:
     """The line of /proc/self/mountinfo for the topmost mount on this path, or None."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
@@ -63,11 +68,17 @@ def is_mounted(point: Path) -> bool:
 
 @dataclass
 class Mount:
-    """One mount: the source directory, the mount point, and the daemon's process id if it could be learnt."""
+    """One mount: the source directory, the mount point, and the process outside its sandbox, if it could be learnt."""
 
     source: Path
     point: Path
     pid: int | None = None
+
+    @property
+    def server(self) -> int:
+        """The daemon itself, inside its sandbox: the one child of the process outside."""
+        (child,) = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return int(child)
 
     def umount(self, *words: str) -> None:
         """The clean way, by our own command."""
