@@ -8,7 +8,7 @@ Of use on its own: nothing here imports passthrough. `plan` makes the steps out 
     os.listdir("/")
 """
 
-from .capabilities import parse_changes
+from .capabilities import check_names, parse_changes
 from .confinement import Choice, Confinement, Inside, Mode, plan
 from .landlock import best_effort
 from .namespaces import IdMap, parse_map
@@ -29,6 +29,7 @@ __all__ = [
     "Step",
     "adopt_orphans",
     "best_effort",
+    "check_names",
     "enter",
     "explain",
     "load_libraries",

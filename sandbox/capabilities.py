@@ -50,6 +50,11 @@ def _lock_securebits() -> None:
         lock_securebits()
 
 
+def check_names(names: frozenset[str]) -> None:
+    """ValueError for one that is no capability."""
+    _numbers(names)
+
+
 def _numbers(names: frozenset[str]) -> dict[str, int]:
     found = {name: capng().capng_name_to_capability(name.lower()) for name in sorted(names)}
     unknown = [name for name, number in found.items() if number < 0]

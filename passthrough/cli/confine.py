@@ -51,7 +51,7 @@ def confinement(options: SandboxOptions, needs: Needs, outside: Channel | None =
     """The two together. UserError where an option is wrong here."""
     if (options.uid_map or options.gid_map) and os.geteuid() == 0:
         raise UserError("uid_map and gid_map are for an ordinary user's sandbox; root has all ids", exitcodes.USAGE)
-    added, removed = sandbox.parse_changes(options.modcaps) if options.modcaps else (frozenset(), frozenset())
+    added, removed = _changes(options.modcaps)
     lifeline = outside.fileno() if outside is not None else None
     return sandbox.Confinement(
         mode=sandbox.Mode(options.sandbox.value),
@@ -76,6 +76,19 @@ def confinement(options: SandboxOptions, needs: Needs, outside: Channel | None =
         ioctls=needs.ioctls,
         families=needs.families,
     )
+
+
+def _changes(modcaps: str | None) -> tuple[frozenset[str], frozenset[str]]:
+    if modcaps is None:
+        return frozenset(), frozenset()
+    added, removed = sandbox.parse_changes(modcaps)
+    try:
+        sandbox.check_names(added | removed)
+    except ValueError as error:
+        raise UserError(f"option modcaps={modcaps}: {error}", exitcodes.USAGE) from None
+    except ImportError as error:
+        raise UserError(f"sandbox: {error}", exitcodes.SANDBOX) from error
+    return added, removed
 
 
 def _maps(word: str, texts: Sequence[str]) -> tuple[sandbox.IdMap, ...]:

@@ -22,11 +22,12 @@ T = TypeVar("T")
 
 
 class Shared(NamedTuple):
-    """A source and where it is shown; daemon is None where none of ours serves."""
+    """A source and where it is shown; daemon is None where none of ours serves, keeper the process outside of it."""
 
     source: Path
     point: Path
     daemon: int | None
+    keeper: int | None = None
 
 
 URING = Path("/sys/module/fuse/parameters/enable_uring")
@@ -37,7 +38,7 @@ Enter = Callable[[Harness, "Mode", sources.Place], Shared]
 def mounted(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
     """By `passthrough mount`, through /dev/fuse."""
     mount = harness.mount("-o", ",".join(("allow_other", *mode.options)), source=place.share, point=place.point)
-    return Shared(place.source, mount.point, mount.pid)
+    return Shared(place.source, mount.point, mount.server, mount.pid)
 
 
 def by_uring(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
