@@ -15,6 +15,7 @@ from .namespaces import IdMap, parse_map
 from .plan import ENTERED, Plan, SandboxError, Step, enter, explain, load_libraries
 from .process import adopt_orphans
 from .seccomp import Mode as Seccomp
+from .trial import refusal
 
 __all__ = [
     "ENTERED",
@@ -36,4 +37,5 @@ __all__ = [
     "parse_changes",
     "parse_map",
     "plan",
+    "refusal",
 ]

@@ -51,6 +51,20 @@ def by_uring(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
     return mounted(harness, mode, place)
 
 
+def logged(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
+    """With a filter that lets everything pass: when all tests are through, the kernel has logged no system call."""
+    shared = mounted(harness, mode, place)
+    harness.cleanups.append(lambda: _see_that_nothing_was_logged(shared.daemon))
+    return shared
+
+
+def _see_that_nothing_was_logged(daemon: int | None) -> None:
+    """audit(7) lines of type 1326 (AUDIT_SECCOMP), in the kernel's log where no auditd takes them."""
+    log = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout
+    lines = [line for line in log.splitlines() if "type=1326" in line and f" pid={daemon} " in line]
+    assert lines == [], f"{len(lines)} system calls are not on the list"
+
+
 def native(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
     """Not at all: the list must hold for the plain directory."""
     return Shared(place.source, place.source, None)
@@ -108,6 +122,12 @@ MODES = (
         _ANY,
         enter=by_uring,
     ),
+    Mode("seccomp=log", ("seccomp=log",), _DEFAULT, enter=logged),
+    Mode("seccomp=log,passthrough=off", ("seccomp=log", "passthrough=off", "posix_lock"), _ANY | {"shared flock": _LOCAL}, enter=logged),
+    Mode("seccomp=kill", ("seccomp=kill",), _DEFAULT),
+    Mode("sandbox=chroot", ("sandbox=chroot",), _DEFAULT, core=True),
+    Mode("sandbox=landlock", ("sandbox=landlock",), _DEFAULT, core=True),
+    Mode("sandbox=none", ("sandbox=none", "seccomp=none"), _DEFAULT, core=True),
     Mode("no_xattr", ("no_xattr",), _DEFAULT | {"xattr": _NO_XATTR}),
     *(
         Mode(f"source={name}", (), _DEFAULT | dict(lacks), source=source, core=True)
