@@ -146,16 +146,15 @@ def build(wanted: Filter) -> Any:
     for rule in rules:
         for value in rule.values:
             _add(s, made, s.ALLOW, rule.name, s.Arg(rule.index, s.MASKED_EQ, rule.mask, value))
-    if wanted.mode is not Mode.LOG:
-        _refuse(s, made, wanted.mode)
+    _refuse(s, made, wanted.mode)
     return made
 
 
 def _refuse(s: Any, made: Any, mode: Mode) -> None:
-    if mode is Mode.KILL:
+    if mode is not Mode.ERRNO:  # where all that is unknown is refused like this
         # libc tries clone3 first, whose flags no filter can see, and makes its threads by clone when there is none
         _add(s, made, s.ERRNO(errno.ENOSYS), "clone3")
-        return  # everything else kills already
+        return
     for name in ATTACKS:
         _add(s, made, s.KILL_PROCESS, name)
     _add(s, made, s.KILL_PROCESS, "unshare", s.Arg(0, s.NE, CLONE_FS))

@@ -108,6 +108,12 @@ class Service:
 
     def serve(self, inside: sandbox.Inside, begun: Callable[[], None]) -> int:
         """In the sandbox: until the mount is gone or a signal ends it; the exit status. begun() when it answers."""
+        try:
+            return self._serve(inside, begun)
+        finally:
+            self._signals.close()
+
+    def _serve(self, inside: sandbox.Inside, begun: Callable[[], None]) -> int:
         self._fs = self._make(inside, self._budget())
         self._begin()
         begun()

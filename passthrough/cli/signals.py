@@ -32,3 +32,9 @@ class Signals:
             return any(number in ENDING for number in self._reader.recv(4096))
         except BlockingIOError:
             return False
+
+    def close(self) -> None:
+        """Hear of no more signals."""
+        signal.set_wakeup_fd(-1)
+        self._reader.close()
+        self._writer.close()

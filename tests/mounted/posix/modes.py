@@ -92,7 +92,10 @@ _ITS_CLOCK = "writeback: the kernel keeps mtime by its own coarse clock, and sen
 _SETS_TIMES = "writeback: the kernel sets the time after a write, which a file that may only be appended to refuses"
 _REMEMBERS = "the kernel believes for a day what it has seen"
 _NO_XATTR = "no_xattr: there are none, and so no access lists"
-_ANY = {"collapse": _FALLOCATE}
+_NO_IMMUTABLE = "the daemon keeps no CAP_LINUX_IMMUTABLE; modcaps=+linux_immutable"
+_NO_TRUSTED = "without kernel passthrough the daemon keeps no CAP_SYS_ADMIN, and has no trusted.*; modcaps=+sys_admin"
+_ANY = {"collapse": _FALLOCATE, "protecting flags": _NO_IMMUTABLE}
+_WITHOUT = {"trusted": _NO_TRUSTED}
 _APPENDS = "fs/fuse/passthrough.c opens the backing file with O_APPEND, and F_SETFL does not reach it"
 _PASSING = {"append off": _APPENDS}
 _LOCALLY = _ANY | {"shared flock": _LOCAL, "shared posix_lock": _LOCAL}
@@ -107,23 +110,33 @@ MODES = (
     Mode(
         "writeback",
         ("writeback",),
-        _LOCALLY | {"write-through": _COLLECTS, "news": _COLLECTS, "mtime": _ITS_CLOCK, "append-only": _SETS_TIMES},
+        _LOCALLY | _WITHOUT | {"write-through": _COLLECTS, "news": _COLLECTS, "mtime": _ITS_CLOCK, "append-only": _SETS_TIMES},
     ),
-    Mode("threads=1", ("threads=1", "passthrough=off"), _LOCALLY),
-    Mode("threads=4,flock,posix_lock", ("threads=4", "flock", "posix_lock", "passthrough=off"), _ANY),
+    Mode("threads=1", ("threads=1", "passthrough=off"), _LOCALLY | _WITHOUT),
+    Mode("threads=4,flock,posix_lock", ("threads=4", "flock", "posix_lock", "passthrough=off"), _ANY | _WITHOUT),
     Mode("readdirplus=no", ("readdirplus=no",), _DEFAULT),
     Mode("readdirplus=always", ("readdirplus=always",), _DEFAULT),
-    Mode("passthrough=off", ("passthrough=off",), _LOCALLY),
-    Mode("passthrough=off,cache=never", ("passthrough=off", "cache=never"), _LOCALLY),
+    Mode("passthrough=off", ("passthrough=off",), _LOCALLY | _WITHOUT),
+    Mode("passthrough=off,cache=never", ("passthrough=off", "cache=never"), _LOCALLY | _WITHOUT),
     Mode("io_uring=on", ("io_uring=on",), _DEFAULT, enter=by_uring),
     Mode(
         "io_uring=on,passthrough=off,flock,posix_lock",
         ("io_uring=on", "passthrough=off", "flock", "posix_lock", "cache=never"),
-        _ANY,
+        _ANY | _WITHOUT,
         enter=by_uring,
     ),
     Mode("seccomp=log", ("seccomp=log",), _DEFAULT, enter=logged),
-    Mode("seccomp=log,passthrough=off", ("seccomp=log", "passthrough=off", "posix_lock"), _ANY | {"shared flock": _LOCAL}, enter=logged),
+    Mode(
+        "seccomp=log,passthrough=off",
+        ("seccomp=log", "passthrough=off", "posix_lock"),
+        _ANY | _WITHOUT | {"shared flock": _LOCAL},
+        enter=logged,
+    ),
+    Mode(
+        "passthrough=off,modcaps",
+        ("passthrough=off", "modcaps=+sys_admin:+linux_immutable"),
+        {"collapse": _FALLOCATE, "shared flock": _LOCAL, "shared posix_lock": _LOCAL},
+    ),
     Mode("seccomp=kill", ("seccomp=kill",), _DEFAULT),
     Mode("sandbox=chroot", ("sandbox=chroot",), _DEFAULT, core=True),
     Mode("sandbox=landlock", ("sandbox=landlock",), _DEFAULT, core=True),
