@@ -174,6 +174,7 @@ def _within_rights(options: MountOptions) -> MountOptions:
         raise UserError(
             "passthrough=on needs CAP_SYS_ADMIN: mount as root, or use passthrough=auto", exitcodes.PERMISSION
         )
+    _check_maps(options)
     left_out = []
     if (options.allow_other or options.allow_root) and not _user_allow_other():
         left_out.append(f"allow_other (root can allow it: the line user_allow_other in {_FUSE_CONF})")
@@ -183,6 +184,18 @@ def _within_rights(options: MountOptions) -> MountOptions:
     if left_out:
         print("passthrough: left out for an ordinary user: " + ", ".join(left_out), file=sys.stderr)
     return options
+
+
+def _check_maps(options: MountOptions) -> None:
+    """The kernel tells the daemon of users by their ids outside."""
+    for word, texts in ("uid_map", options.uid_map), ("gid_map", options.gid_map):
+        for text in texts:
+            inside, outside, _ = sandbox.parse_map(text)
+            if inside != outside:
+                raise UserError(
+                    f"{word}={text}: with a mount, ids inside and outside must be the same: :{outside}:{outside}:...",
+                    exitcodes.USAGE,
+                )
 
 
 def _user_allow_other() -> bool:

@@ -2,7 +2,7 @@
 
 The lines find `inside` (what the plan left), `words` (strings from the test), `attempt(call)` (the result, or the name
 of the errno) and `found`, a dictionary that comes back. seccomp is off unless a test is about it: the other layers must
-hold by themselves. The process is the first of its namespace where there is one; it lives until the block ends.
+hold by themselves. `patch` are lines that change the package before. The process is the first of its namespace where there is one; it lives until the block ends.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ for name in ("uid_maps", "gid_maps"):
     wanted[name] = tuple(map(sandbox.parse_map, wanted.get(name, ())))
 for name in ("add_capabilities", "drop_capabilities"):
     wanted[name] = frozenset(wanted.get(name, ()))
+exec(wanted.pop("patch", ""))
 sandbox.load_libraries()
 for name in ("idna", "utf-8", "ascii"):
     "".encode(name)
