@@ -34,7 +34,7 @@ def background_handler(path: str) -> logging.Handler:
 def descriptor(handler: logging.Handler) -> int:
     """What a handler of ours writes to."""
     if isinstance(handler, logging.handlers.SysLogHandler):
-        return int(handler.socket.fileno())
+        return int(handler.socket.fileno())  # type: ignore[attr-defined]  # typeshed has left it out
     assert isinstance(handler, logging.StreamHandler)
     return int(handler.stream.fileno())
 

@@ -222,7 +222,13 @@ SANDBOX_OPTIONS: tuple[Option, ...] = (
         parse=_one_of(SeccompMode),
         metavar="MODE",
     ),
-    Option("modcaps", "modcaps", "Capabilities to keep or to drop besides.", parse=_modcaps, metavar="+NAME:-NAME"),
+    Option(
+        "modcaps",
+        "modcaps",
+        "Capabilities to keep or to drop besides, such as +sys_admin:-mknod.",
+        parse=_modcaps,
+        metavar="CHANGES",
+    ),
     Option(
         "rlimit_nofile",
         "rlimit_nofile",

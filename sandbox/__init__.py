@@ -1,7 +1,7 @@
 """Confine a Python daemon: a plan, which is a list of steps that can describe themselves, then one `enter`.
 
-Of use on its own: nothing here imports passthrough. `plan` makes the steps out of a `Confinement`, `explain` tells them,
-`enter` executes them: limits, namespaces, the root, Landlock, capabilities, no_new_privs, seccomp.
+Of use on its own: nothing here imports passthrough. `plan` makes the steps out of a `Confinement`, `explain` tells
+them, `enter` executes them: limits, namespaces, the root, Landlock, capabilities, no_new_privs, seccomp.
 
     steps, inside = plan(Confinement(path="/srv/data", opened=os.open("/srv/data", os.O_PATH)))
     enter(steps)

@@ -21,7 +21,8 @@ _CHANGE = re.compile(r"([+-])([A-Za-z_]+)$")
 
 def parse_changes(text: str) -> tuple[frozenset[str], frozenset[str]]:
     """+name:-name as (added, removed), in capitals and without CAP_. ValueError for anything else."""
-    added, removed = set(), set()
+    added: set[str] = set()
+    removed: set[str] = set()
     for word in text.split(":"):
         match = _CHANGE.match(word)
         if match is None:
@@ -69,7 +70,7 @@ def _apply(kept: frozenset[str], asked_for: frozenset[str]) -> None:
     c.capng_get_caps_process()
     had = {name for name, number in numbers.items() if c.capng_have_capability(c.CAPNG_PERMITTED, number)}
     if asked_for - had:
-        raise PermissionError(1, f"this process has no {sorted(asked_for - had)[0]}")
+        raise PermissionError(1, f"this process has no {min(asked_for - had)}")
     can_bound = c.capng_have_capability(c.CAPNG_EFFECTIVE, c.CAP_SETPCAP)
     c.capng_clear(c.CAPNG_SELECT_ALL)
     for name in had:

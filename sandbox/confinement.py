@@ -18,7 +18,6 @@ from .namespaces import IdMap, wait_outside
 from .plan import Plan, Step
 
 
-
 class Mode(Enum):
     """How files outside the share are kept out of reach."""
 

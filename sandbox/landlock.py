@@ -18,7 +18,12 @@ _FS_BITS_SINCE_5 = 16
 _NET = 0b11  # bind and connect by TCP, version 4
 _SCOPED = 0b11  # abstract UNIX sockets and signals, version 6
 _CAUSE = "Linux 5.19 or newer with CONFIG_SECURITY_LANDLOCK is needed, and `landlock` in its list of LSMs (lsm=)"
-_WITHOUT = {3: "truncating by a path outside is not seen", 4: "TCP is not", 5: "ioctl of devices is not", 6: "signals are not"}
+_WITHOUT = {
+    3: "truncating by a path outside is not seen",
+    4: "TCP is not",
+    5: "ioctl of devices is not",
+    6: "signals are not",
+}
 
 
 def available() -> bool:

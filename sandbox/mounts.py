@@ -3,8 +3,8 @@
 The share is cloned as a detached tree and becomes the root by pivot_root, so that no path leads out of it; the old root
 goes. A path that leads to another directory than the one that was opened before is refused.
 
-The descriptor of /proc/self/fd lies on a detached mount of its own, whose root is that directory: `..` does not lead out
-of it. It becomes the working directory, for calls that take paths alone.
+The descriptor of /proc/self/fd lies on a detached mount of its own, whose root is that directory: `..` does not lead
+out of it. It becomes the working directory, for calls that take paths alone.
 """
 
 import errno

@@ -19,11 +19,11 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class IdMap(NamedTuple):
-    """count ids from `inside` on are those from `outside` on (user_namespaces(7))."""
+    """`length` ids from `inside` on are those from `outside` on (user_namespaces(7))."""
 
     inside: int
     outside: int
-    count: int
+    length: int
 
 
 def parse_map(text: str) -> IdMap:
@@ -32,7 +32,7 @@ def parse_map(text: str) -> IdMap:
     if len(fields) != 3 or not all(field.isascii() and field.isdecimal() for field in fields):
         raise ValueError("it takes :inside:outside:count:, such as :1000:1000:1:")
     found = IdMap(*map(int, fields))
-    if not found.count or max(found.inside, found.outside) + found.count > 1 << 32:
+    if not found.length or max(found.inside, found.outside) + found.length > 1 << 32:
         raise ValueError("ids and their count lie between 0 and 4294967295, and the count is at least 1")
     return found
 

@@ -61,7 +61,7 @@ def explain(plan: Plan) -> list[str]:
 
 
 def library(name: str, package: str, *others: str) -> Any:
-    """A binding, imported when the step that needs it runs. ImportError names the Debian package where it is missing."""
+    """A binding, imported when the step that needs it runs. ImportError names the Debian package that it is in."""
     for candidate in (name, *others):
         try:
             return importlib.import_module(candidate)

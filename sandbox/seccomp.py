@@ -32,16 +32,15 @@ class Mode(Enum):
 
 
 class Rule(NamedTuple):
-    """A call that is allowed where argument `index`, masked, has one of these values."""
+    """A call that is allowed where this argument, masked, has one of these values."""
 
     name: str
-    index: int
+    argument: int
     mask: int
     values: tuple[int, ...]
 
 
-ALLOWED = (
-    """
+ALLOWED = """
     access brk
     capget capset
     chdir
@@ -67,7 +66,6 @@ ALLOWED = (
     umask uname unlinkat utimensat
     write writev
     """.split()
-)
 """Odd ones: capget, capset drop and regain CAP_FSETID per thread; set*id and setgroups act as the user who asked;
 sched_setaffinity pins a queue to its CPU; tgkill wakes a thread that waits for a lock; sendto writes to a system log
 whose socket was open before; sendmsg and recvmsg talk to the process outside; close_range, uname and the like are
@@ -90,13 +88,11 @@ RULES = (
     Rule("unshare", 0, _MASK_32, (CLONE_FS,)),  # a umask for each thread
 )
 
-ATTACKS = (
-    """
+ATTACKS = """
     add_key bpf chroot delete_module execve execveat finit_module fsconfig fsmount fsopen fspick init_module
     kexec_file_load kexec_load keyctl mount mount_setattr move_mount open_tree perf_event_open pidfd_getfd pivot_root
     process_vm_readv process_vm_writev ptrace request_key setns swapoff swapon umount2 userfaultfd
     """.split()
-)
 """Kill the process, in the modes errno and kill; so does unshare with another argument than above."""
 
 _UNKNOWN = {"fchmodat2": 452}
@@ -145,7 +141,7 @@ def build(wanted: Filter) -> Any:
         rules.append(Rule("socket", 0, _MASK_32, wanted.families))
     for rule in rules:
         for value in rule.values:
-            _add(s, made, s.ALLOW, rule.name, s.Arg(rule.index, s.MASKED_EQ, rule.mask, value))
+            _add(s, made, s.ALLOW, rule.name, s.Arg(rule.argument, s.MASKED_EQ, rule.mask, value))
     _refuse(s, made, wanted.mode)
     return made
 

@@ -82,7 +82,7 @@ def pivot_root(new_root: str, put_old: str) -> None:
 
 
 def open_tree(path: str, flags: int) -> int:
-    """open_tree(2) (Linux 5.2): with OPEN_TREE_CLONE a detached copy of the mounts there; a close-on-exec descriptor."""
+    """open_tree(2) (Linux 5.2): with OPEN_TREE_CLONE a detached copy of the mounts there; it closes on exec."""
     return _checked(_open_tree(_OPEN_TREE, AT_FDCWD, os.fsencode(path), flags | os.O_CLOEXEC), "open_tree", path)
 
 

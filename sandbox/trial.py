@@ -33,4 +33,3 @@ def _attempt(wanted: Confinement, writer: int) -> int:
     except BaseException as error:  # whatever it is, it is the answer
         os.write(writer, repr(error).encode(errors="replace"))
     return 0
-

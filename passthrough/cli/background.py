@@ -59,7 +59,7 @@ def close_streams(null: int) -> None:
 
 
 class Streams:
-    """The log and the standard streams: the starter's until the daemon serves, then those of the """
+    """The log and the standard streams: the starter's until the daemon serves, then those of the"""
 
     def __init__(self, *, detached: bool) -> None:
         self._handler = log.background_handler(os.path.join(state.directory(), "daemon.log")) if detached else None

@@ -21,7 +21,15 @@ from .channel import Channel
 
 _log = logging.getLogger(__name__)
 
-_LATER = ("concurrent.futures.thread", "logging.handlers", "queue", "traceback", "tracemalloc", "unicodedata", "weakref")
+_LATER = (
+    "concurrent.futures.thread",
+    "logging.handlers",
+    "queue",
+    "traceback",
+    "tracemalloc",
+    "unicodedata",
+    "weakref",
+)
 _CODECS = "ascii idna latin-1 punycode raw_unicode_escape unicode_escape utf-8 utf-8-sig utf-16 utf-32".split()
 _NAME = "passthrough"
 

@@ -159,7 +159,7 @@ class _Keeper:
                 return
 
     def _end_it(self) -> None:
-        """Undo it cleanly where nobody is inside; else let the daemon answer what is in flight, and cut the rest off."""
+        """Undo it cleanly where nobody is inside; else the daemon answers what is in flight, and the rest is cut off."""
         if self._door.try_to_end() and self._gone_within(_LEAVE_S):
             return
         self._tell(signal.SIGTERM)

@@ -17,7 +17,7 @@ from ..fs.tree import Choice, Covered, Tree
 from ..options import MountOptions, SandboxMode
 from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
 from ..transport import mounting
-from . import background, confine, state
+from . import background, confine
 from .channel import Channel
 from .door import MountDoor
 from .keeper import Daemon, keep

@@ -71,9 +71,7 @@ class Service:
     pin. Where /sys and /proc are needed, they are looked at when this is made, which is outside.
     """
 
-    def __init__(
-        self, settings: Settings, outside: Channel, make: Callable[[sandbox.Inside, int], FileSystem]
-    ) -> None:
+    def __init__(self, settings: Settings, outside: Channel, make: Callable[[sandbox.Inside, int], FileSystem]) -> None:
         self._settings = settings
         self._outside = outside
         self._make = make

@@ -45,7 +45,7 @@ def run(*words: str | os.PathLike[str], user: int | None = None, **more: object)
 
 
 def unexpected(text: str) -> str:
-    """What a command said, without the line about a limit of open files that this machine keeps lower than the default."""
+    """What a command said, without the line about a limit of open files that this machine keeps low."""
     return re.sub(r"^.*RLIMIT_NOFILE.*the hard limit of \d+ cannot be raised.*\n", "", text, flags=re.MULTILINE)
 
 

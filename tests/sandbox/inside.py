@@ -2,7 +2,8 @@
 
 The lines find `inside` (what the plan left), `words` (strings from the test), `attempt(call)` (the result, or the name
 of the errno) and `found`, a dictionary that comes back. seccomp is off unless a test is about it: the other layers must
-hold by themselves. `patch` are lines that change the package before. The process is the first of its namespace where there is one; it lives until the block ends.
+hold by themselves. `patch` are lines that change the package before. The process is the first of its
+namespace where there is one; it lives until the block ends.
 """
 
 import contextlib
@@ -81,7 +82,9 @@ def _innermost(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def entered(lines: str, *words: str, user: int | None = None, path: Path | None = None, **wanted: Any) -> Iterator[Report]:
+def entered(
+    lines: str, *words: str, user: int | None = None, path: Path | None = None, **wanted: Any
+) -> Iterator[Report]:
     """A process in a sandbox, for the length of the block."""
     text = json.dumps({"seccomp": "none", **wanted, "path": str(path) if path else None})
     become = {} if user is None else {"user": user, "group": user, "extra_groups": []}

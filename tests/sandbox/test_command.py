@@ -93,9 +93,7 @@ def mounts_of(pid: int) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("ordinary", [False, True], ids=["root", "user"])
-def test_the_share_is_all_that_is_mounted(
-    harness: Harness, ordinary: bool, request: pytest.FixtureRequest
-) -> None:
+def test_the_share_is_all_that_is_mounted(harness: Harness, ordinary: bool, request: pytest.FixtureRequest) -> None:
     mount = harness.mount(user=request.getfixturevalue("user") if ordinary else None)
     (only,) = mounts_of(mount.server)
     assert only[4] == "/"
@@ -137,9 +135,7 @@ def test_nobody_may_look_into_the_daemon(harness: Harness, user: int) -> None:
     mount = harness.mount(user=user)
     assert os.stat(f"/proc/{mount.server}/environ").st_uid == 0
     with pytest.raises(subprocess.CalledProcessError):
-        subprocess.run(
-            ["cat", f"/proc/{mount.server}/maps"], check=True, user=user, group=user, stdout=-3, stderr=-3
-        )
+        subprocess.run(["cat", f"/proc/{mount.server}/maps"], check=True, user=user, group=user, stdout=-3, stderr=-3)
 
 
 def test_the_limit_of_files(harness: Harness) -> None:
@@ -169,7 +165,15 @@ def test_explain_prints_the_plan_and_does_nothing(harness: Harness, mode: str) -
 def test_what_is_explained_is_what_is_done(harness: Harness) -> None:
     """Each step of the plan is one that a failure would name: the last but the filter is to die with the keeper."""
     result = run("mount", "--sandbox-explain", harness.directory("source"), harness.directory("mount"))
-    order = ["RLIMIT_NOFILE", "namespaces", "pivot_root", "caller's mount namespace", "no_new_privs", "capabilities", "seccomp"]
+    order = [
+        "RLIMIT_NOFILE",
+        "namespaces",
+        "pivot_root",
+        "caller's mount namespace",
+        "no_new_privs",
+        "capabilities",
+        "seccomp",
+    ]
     places = [result.stdout.index(word) for word in order]
     assert places == sorted(places)
 
@@ -224,7 +228,7 @@ def test_a_user_namespace_that_is_switched_off_is_an_error(harness: Harness, use
     source, point = harness.directory("source"), harness.directory("mount")
     for path in (source, point):
         os.chown(path, user, user)
-    shell = "echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --ambient-caps=-all --inh-caps=-all \"$@\""
+    shell = 'echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --ambient-caps=-all --inh-caps=-all "$@"'
     words = ["unshare", "--user", "--map-current-user", "--keep-caps", "sh", "-ec", shell, "sh"]
     result = subprocess.run(
         [*words, *command("mount", source, point)],
@@ -274,7 +278,11 @@ def test_a_capability_that_this_process_does_not_have(harness: Harness) -> None:
     drop = ["setpriv", "--bounding-set=-sys_boot", "--inh-caps=-sys_boot"]
     result = subprocess.run(
         [*drop, *command("mount", "--modcaps=+sys_boot", source, point)],
-        capture_output=True, text=True, check=False, cwd=ROOT, timeout=TIMEOUT_S,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=TIMEOUT_S,
     )
     assert "this process has no SYS_BOOT" in refusal(result, exitcodes.SANDBOX)
     assert not is_mounted(point)
@@ -355,7 +363,7 @@ def test_nothing_is_imported_or_opened_afterwards(harness: Harness, options: tup
             os.getxattr(mount.point / "file", "user.faulty")
         before = log.read_text()
         for name in ("user.import", "user.open"):
-            with pytest.raises(OSError, match=".*"):
+            with pytest.raises(OSError, match=r"."):
                 os.getxattr(mount.point / "file", name)
         process.send_signal(signal.SIGTERM)
         assert process.wait(TIMEOUT_S) == exitcodes.OK

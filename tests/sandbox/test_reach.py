@@ -8,9 +8,10 @@ import signal
 import socket
 import struct
 import subprocess
-import threading
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,9 @@ from .inside import entered, report
 CLOSED = [("namespace", False), ("namespace", True), ("chroot", False)]
 """Modes whose root is the share, and whether an ordinary user enters."""
 WALLED = [*CLOSED, ("landlock", False), ("landlock", True)]
-BITS = {name: bit for bit, name in enumerate("CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID".split())}
+BITS = {
+    name: bit for bit, name in enumerate("CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID".split())
+}
 BITS |= {"SYS_ADMIN": 21, "SYS_TIME": 25, "MKNOD": 27, "SETFCAP": 31}
 
 
@@ -136,7 +139,16 @@ root = os.open("/" if inside.root >= 0 else words[2], os.O_RDONLY)
 fd = libc.open_by_handle_at(root, handle, os.O_RDONLY)
 found["it"] = os.read(fd, 100).decode() if fd >= 0 else errno.errorcode[ctypes.get_errno()]
 """
-    found = report(lines, str(kind), handle.hex(), str(share), mode=mode, user=who, path=share, landlock="off" if mode != "landlock" else "on")
+    found = report(
+        lines,
+        str(kind),
+        handle.hex(),
+        str(share),
+        mode=mode,
+        user=who,
+        path=share,
+        landlock="off" if mode != "landlock" else "on",
+    )
     assert found["it"] == "EPERM"
 
 
@@ -177,7 +189,6 @@ def test_a_directory_that_was_exchanged_is_refused(who: int | None, share: Path,
     if who is not None and mode == "chroot":
         pytest.skip("chroot is for root")
     other = share.parent / "other"
-    lines = "pass"
     script = f"""
 import os, sandbox
 sandbox.load_libraries()
@@ -192,9 +203,13 @@ except sandbox.SandboxError as error:
 """
     os.chown(share.parent, *([who or 0] * 2))
     become = {} if who is None else {"user": who, "group": who, "extra_groups": []}
-    del lines
     result = subprocess.run(
-        ["/usr/bin/python3", "-B", "-c", script], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2], **become
+        ["/usr/bin/python3", "-B", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        **become,
     )  # type: ignore[call-overload]
     assert "is no longer the directory that was opened" in result.stdout, result
 
@@ -333,11 +348,15 @@ def test_capabilities_of_root_are_exactly_these(mode: str, share: Path) -> None:
     [
         ({"kernel_backing": True}, ("SYS_ADMIN",), ()),
         ({"file_handles": True}, ("DAC_READ_SEARCH",), ()),
-        ({"add_capabilities": ["SYS_TIME"], "drop_capabilities": ["MKNOD", "SETFCAP"]}, ("SYS_TIME",), ("MKNOD", "SETFCAP")),
+        (
+            {"add_capabilities": ["SYS_TIME"], "drop_capabilities": ["MKNOD", "SETFCAP"]},
+            ("SYS_TIME",),
+            ("MKNOD", "SETFCAP"),
+        ),
     ],
 )
 def test_capabilities_for_what_is_in_use(
-    share: Path, wanted: dict[str, object], more: tuple[str, ...], fewer: tuple[str, ...]
+    share: Path, wanted: dict[str, Any], more: tuple[str, ...], fewer: tuple[str, ...]
 ) -> None:
     kept = (bits(capabilities.KEPT) | bits(more)) & ~bits(fewer)
     with entered("pass", path=share, **wanted) as made:
@@ -391,8 +410,6 @@ found["umask"] = os.umask(0)
 
 
 def test_supplementary_groups_are_dropped(share: Path) -> None:
-    script = f"import os; os.setgroups([4, 24]); import runpy"
-    del script
     lines = 'found["groups"] = os.getgroups()'
     before = os.getgroups()
     os.setgroups([4, 24])
@@ -438,8 +455,6 @@ def test_another_id_inside(share: Path, nobody: int) -> None:
 @contextlib.contextmanager
 def subordinate(nobody: int) -> Iterator[None]:
     """/etc/subuid and /etc/subgid that give the user 1000 ids from 200000 on."""
-    import tempfile
-
     with tempfile.NamedTemporaryFile("w") as file:
         file.write("nobody:200000:1000\n")
         file.flush()
@@ -479,10 +494,7 @@ def test_ids_that_are_not_the_users_are_refused(share: Path, nobody: int) -> Non
 
 
 def test_the_plan_comes_before_threads(share: Path, nobody: int) -> None:
-    """unshare of a user namespace needs a single thread: with two the step says so, and nothing is weaker in silence."""
-    release = threading.Event()
-    del release
-    lines = "pass"
+    """unshare of a user namespace needs a single thread: with two the step says so."""
     script = f"""
 import os, threading, sandbox
 threading.Thread(target=threading.Event().wait, daemon=True).start()
@@ -494,7 +506,6 @@ except sandbox.SandboxError as error:
     print(error, flush=True)
 os._exit(0)
 """
-    del lines
     result = subprocess.run(
         ["/usr/bin/python3", "-B", "-c", script],
         capture_output=True,
@@ -546,7 +557,11 @@ except sandbox.SandboxError as error:
     print(error)
 """
     result = subprocess.run(
-        ["/usr/bin/python3", "-B", "-c", script], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+        ["/usr/bin/python3", "-B", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
     )
     assert "apt install python3-prctl" in result.stdout, result
     assert sandbox.explain([sandbox.Step("a step", lambda: None)]) == ["a step"]

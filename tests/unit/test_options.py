@@ -10,7 +10,7 @@ from passthrough import exitcodes
 from passthrough.cli import parser
 from passthrough.errors import UserError
 from passthrough.fs.tree.config import NS_PER_S, Cache, Choice, ReaddirPlus
-from passthrough.options import OPTIONS, MountOptions, SandboxMode, SeccompMode, Option, Setting, collect, split_words
+from passthrough.options import OPTIONS, MountOptions, Option, SandboxMode, SeccompMode, Setting, collect, split_words
 from passthrough.transport.mounting import MOUNT_FLAGS
 
 _WORDS = [option.word for option in OPTIONS]

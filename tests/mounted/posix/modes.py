@@ -110,7 +110,9 @@ MODES = (
     Mode(
         "writeback",
         ("writeback",),
-        _LOCALLY | _WITHOUT | {"write-through": _COLLECTS, "news": _COLLECTS, "mtime": _ITS_CLOCK, "append-only": _SETS_TIMES},
+        _LOCALLY
+        | _WITHOUT
+        | {"write-through": _COLLECTS, "news": _COLLECTS, "mtime": _ITS_CLOCK, "append-only": _SETS_TIMES},
     ),
     Mode("threads=1", ("threads=1", "passthrough=off"), _LOCALLY | _WITHOUT),
     Mode("threads=4,flock,posix_lock", ("threads=4", "flock", "posix_lock", "passthrough=off"), _ANY | _WITHOUT),
