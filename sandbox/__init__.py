@@ -11,7 +11,7 @@ them, `enter` executes them: limits, namespaces, the root, Landlock, capabilitie
 from .capabilities import check_names, parse_changes
 from .confinement import Choice, Confinement, Inside, Mode, plan
 from .landlock import best_effort
-from .namespaces import IdMap, parse_map
+from .namespaces import IdMap, Left, parse_map
 from .plan import ENTERED, Plan, SandboxError, Step, enter, explain, load_libraries
 from .process import adopt_orphans
 from .seccomp import Mode as Seccomp
@@ -23,6 +23,7 @@ __all__ = [
     "Confinement",
     "IdMap",
     "Inside",
+    "Left",
     "Mode",
     "Plan",
     "SandboxError",

@@ -6,7 +6,7 @@ no_new_privs, and the filter, which forbids most of what the other steps did, la
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -14,8 +14,10 @@ from . import capabilities, limits, namespaces, process
 from . import landlock as landlocking
 from . import seccomp as filtering
 from .mounts import Share
-from .namespaces import IdMap, wait_outside
+from .namespaces import IdMap, Left, wait_outside
 from .plan import Plan, Step
+
+_STAYS = Left(lambda first: None, wait_outside)
 
 
 class Mode(Enum):
@@ -115,10 +117,8 @@ class Inside:
         return self.share.proc
 
 
-def plan(
-    wanted: Confinement, prepare: Sequence[Step] = (), leave: Callable[[int], int] = wait_outside
-) -> tuple[Plan, Inside]:
-    """The steps, and what they will leave behind. For leave see namespaces.first_process."""
+def plan(wanted: Confinement, prepare: Sequence[Step] = (), left: Left = _STAYS) -> tuple[Plan, Inside]:
+    """The steps, and what they will leave behind. left is for the process that stays outside of a pid namespace."""
     share = Share(wanted.path, wanted.opened, readonly=wanted.readonly, slave=wanted.receive_mounts)
     network = bool(wanted.families)
     steps: list[Step] = [
@@ -132,7 +132,7 @@ def plan(
             network=network,
             uid_maps=wanted.uid_maps,
             gid_maps=wanted.gid_maps,
-            leave=leave,
+            left=left,
         )
         steps += share.namespace_plan()
     elif wanted.mode is Mode.CHROOT:

@@ -18,6 +18,15 @@ _CAUSE_USER = (
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+class Left(NamedTuple):
+    """What the process that made the pid namespace, and stays outside, does with the first process in it."""
+
+    tell: Callable[[int], object]
+    """Given its pid, before it goes on."""
+    wait: Callable[[int], int]
+    """Given its pid, while it runs; the status to end with."""
+
+
 class IdMap(NamedTuple):
     """`length` ids from `inside` on are those from `outside` on (user_namespaces(7))."""
 
@@ -37,10 +46,8 @@ def parse_map(text: str) -> IdMap:
     return found
 
 
-def plan(
-    *, user: bool, network: bool, uid_maps: Sequence[IdMap], gid_maps: Sequence[IdMap], leave: Callable[[int], int]
-) -> Plan:
-    """New namespaces, and a first process in them. `leave` is what first_process does with the process left behind."""
+def plan(*, user: bool, network: bool, uid_maps: Sequence[IdMap], gid_maps: Sequence[IdMap], left: Left) -> Plan:
+    """New namespaces, and a first process in them. left: see there."""
     steps: list[Step] = []
     if user:
         uids = tuple(uid_maps) or (IdMap(os.geteuid(), os.geteuid(), 1),)
@@ -61,7 +68,7 @@ def plan(
         Step(f"make {names} namespaces", lambda: syscalls.unshare(flags), _CAUSE_USER if user else _CAUSE_ROOT)
     )
     steps.append(
-        Step("go on as the first process of the pid namespace", lambda: first_process(leave), "a limit of processes")
+        Step("go on as the first process of the pid namespace", lambda: first_process(left), "a limit of processes")
     )
     return steps
 
@@ -121,18 +128,26 @@ def _run_helpers(target: int, uids: Sequence[IdMap], gids: Sequence[IdMap]) -> i
     return 0
 
 
-def first_process(leave: Callable[[int], int]) -> None:
+def first_process(left: Left) -> None:
     """Fork, and return in the child, which is process 1 of the pid namespace made by unshare.
 
-    The process that forked stays out: it ends with what leave(pid) returns.
+    The process that forked stays out: it tells, and then ends with what wait() returns. The child goes on when it has
+    told.
     """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child:
-        os._exit(leave(child))
+        os.close(reader)
+        left.tell(child)
+        os.close(writer)
+        os._exit(left.wait(child))
+    os.close(writer)
+    os.read(reader, 1)
+    os.close(reader)
 
 
 def wait_outside(child: int) -> int:
-    """For `leave`: wait, forward signals, and end as the child ends (128 + its number for a signal)."""
+    """Wait, forward signals, and end as the child ends (128 + its number for a signal)."""
     for number in _FORWARDED:
         signal.signal(number, lambda number, frame: os.kill(child, number))
     _, status = os.waitpid(child, 0)

@@ -129,12 +129,8 @@ def enter(
 
     Returns what was left inside, and what tells the log, once it is the right one, of steps that were left out.
     """
-
-    def leave(first: int) -> int:
-        outside.say("pid", first)
-        return exitcodes.OK
-
-    steps, inside = sandbox.plan(confinement(options, needs, outside), prepare, leave)
+    left = sandbox.Left(tell=lambda first: outside.say("pid", first), wait=lambda first: exitcodes.OK)
+    steps, inside = sandbox.plan(confinement(options, needs, outside), prepare, left)
     left_out = sandbox.enter(steps)
 
     def tell() -> None:

@@ -115,7 +115,7 @@ class _Keeper:
         while True:
             message = self._next()
             if message.word == "pid":
-                self._reap()  # the go-between, whose child becomes ours
+                self._reap()  # the go-between; only then its child is ours, and may ask to die with its parent
                 self._child = message.status
             elif message.word in ("placed", "again"):
                 self._open_door(again=message.word == "again")
@@ -159,7 +159,7 @@ class _Keeper:
                 return
 
     def _end_it(self) -> None:
-        """Undo it cleanly where nobody is inside; else the daemon answers what is in flight, and the rest is cut off."""
+        """Undo it cleanly where nobody is inside; else the daemon answers what is in flight, then the rest is cut."""
         if self._door.try_to_end() and self._gone_within(_LEAVE_S):
             return
         self._tell(signal.SIGTERM)

@@ -98,7 +98,7 @@ def test_what_is_imported_is_there(name: str) -> None:
 
 def test_the_rule_sees_relative_imports() -> None:
     assert imports_of(f"{P}.fs.tree.locks") >= {f"{P}.syscalls", f"{P}.protocol.constants", f"{P}.fs.tree.base"}
-    assert f"{P}.cli.state" in imports_of(f"{P}.cli.mount")
+    assert f"{P}.cli.state" in imports_of(f"{P}.cli.background")
     assert "sandbox" in imports_of(f"{P}.cli.mount")
     assert "sandbox.plan" in imports_of("sandbox")
 
