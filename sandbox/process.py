@@ -73,5 +73,5 @@ def close_others(keep: frozenset[int]) -> None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of grandchildren whose parent ends (PR_SET_CHILD_SUBREAPER): of the daemon, when the process that made its pid namespace has ended."""
+    """Become the parent of grandchildren whose parent ends (PR_SET_CHILD_SUBREAPER), as Left.wait may let it."""
     prctl().set_child_subreaper(1)

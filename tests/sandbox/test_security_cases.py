@@ -2,8 +2,8 @@
 
 The second half is what shows that the first can fail. A case is an attack, which returns what the attacker got (falsy:
 nothing), and what takes the defence out. The attacker speaks FUSE to a server over a real directory, or is code that
-runs in the daemon. Cases that need the whole mount stand elsewhere: tests/mounted/posix/test_robustness.py
-(symlinks that are exchanged, descriptors), tests/mounted/test_shutdown.py and test_uring.py (ends while requests are in flight),
+runs in the daemon. Cases that need the whole mount stand elsewhere: tests/mounted/posix/test_robustness.py (symlinks
+that are exchanged, descriptors), tests/mounted/test_shutdown.py and test_uring.py (ends while requests are in flight),
 tests/mounted/test_user.py (allow_other and fuse.conf), tests/wire/test_hostile.py (lengths and numbers that lie).
 """
 
