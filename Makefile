@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 
 RUN_PACKAGES := fuse3 python3-venv python3-cap-ng python3-prctl python3-llfuse python3-seccomp python3-libnbd
 TEST_PACKAGES := acl attr btrfs-progs e2fsprogs fio gcc git libc6-dev libfuse3-dev make man-db mount passwd pkg-config \
-	rsync sqlite3 util-linux xfsprogs
+	rsync sqlite3 uidmap util-linux xfsprogs
 
 export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -63,16 +63,18 @@ install:
 	$(call install_missing,$(RUN_PACKAGES))
 	@[ -x $(LIBDIR)/bin/python ] || $(PYTHON) -m venv --system-site-packages $(LIBDIR)
 	@$(LIBDIR)/bin/pip -qq install --no-build-isolation --no-deps --force-reinstall .
-	@install -d $(PREFIX)/bin $(PREFIX)/share/man/man1
+	@install -d $(PREFIX)/bin $(PREFIX)/share/man/man1 $(PREFIX)/share/man/man7
 	@ln -sf $(LIBDIR)/bin/passthrough $(PREFIX)/bin/passthrough
 	@ln -sf $(LIBDIR)/bin/mount.fuse.passthrough $(SBINDIR)/mount.fuse.passthrough
 	@install -m 644 man/*.1 $(PREFIX)/share/man/man1/
+	@install -m 644 man/*.7 $(PREFIX)/share/man/man7/
 	@rm -rf build
 	@echo "installed: $(PREFIX)/bin/passthrough, $(SBINDIR)/mount.fuse.passthrough, the man pages"
 
 uninstall:
 	@rm -rf $(LIBDIR) $(PREFIX)/bin/passthrough $(SBINDIR)/mount.fuse.passthrough
 	@for page in man/*.1; do rm -f $(PREFIX)/share/man/man1/$$(basename $$page); done
+	@for page in man/*.7; do rm -f $(PREFIX)/share/man/man7/$$(basename $$page); done
 
 clean:
 	@rm -rf $(VENV) build *.egg-info .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
+from enum import Enum
 from typing import Any, NamedTuple
 
 from . import exitcodes
@@ -20,8 +21,40 @@ _ESCAPED_WORD = re.compile(r"(?:[^,\\]|\\.|\\)+", re.DOTALL)
 _TIMEOUT_LIMIT_S = 10**9
 
 
+class SandboxMode(Enum):
+    """How the daemon is kept from everything but the share."""
+
+    NAMESPACE = "namespace"
+    CHROOT = "chroot"
+    LANDLOCK = "landlock"
+    NONE = "none"
+
+
+class SeccompMode(Enum):
+    """What becomes of system calls that are not on the list."""
+
+    NONE = "none"
+    LOG = "log"
+    ERRNO = "errno"
+    KILL = "kill"
+
+
 @dataclass(frozen=True, slots=True)
-class MountOptions:
+class SandboxOptions:
+    """What every command that serves is told about its sandbox. None is "not said"; maps are as they were written."""
+
+    sandbox: SandboxMode = SandboxMode.NAMESPACE
+    landlock: Choice = Choice.AUTO
+    seccomp: SeccompMode = SeccompMode.ERRNO
+    modcaps: str | None = None
+    rlimit_nofile: int | None = None
+    uid_map: tuple[str, ...] = ()
+    gid_map: tuple[str, ...] = ()
+    sandbox_explain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions(SandboxOptions):
     """What the words add up to. Timeouts in ns, sizes in bytes; None is "not said"."""
 
     ro: bool = False
@@ -88,7 +121,8 @@ class MountOptions:
 class Option(NamedTuple):
     """A row: the customary word; the field it sets; for a flag the value, else how its text is read; and its help.
 
-    A row without help is another's opposite or synonym: understood everywhere, listed with the other one.
+    A row without help is another's opposite or synonym: understood everywhere, listed with the other one. One with
+    `many` may be given several times, and its field is a tuple of all its values.
     """
 
     word: str
@@ -97,6 +131,7 @@ class Option(NamedTuple):
     value: Any = True
     parse: Callable[[str], Any] | None = None
     metavar: str = ""
+    many: bool = False
 
 
 def _seconds(text: str) -> int:
@@ -135,7 +170,26 @@ def _subtype(text: str) -> str:
     return text
 
 
-def _one_of(kind: type[Cache] | type[ReaddirPlus] | type[Choice]) -> Callable[[str], Any]:
+def _nofile(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 0 <= int(text[:20]) <= 1 << 31:
+        raise ValueError("a number of open files, or 0 to leave the limit alone")
+    return int(text)
+
+
+def _modcaps(text: str) -> str:
+    if not re.fullmatch(r"[+-][A-Za-z_]+(:[+-][A-Za-z_]+)*", text):
+        raise ValueError("+NAME and -NAME, separated by colons, such as +sys_admin:-mknod")
+    return text
+
+
+def _id_map(text: str) -> str:
+    fields = text[1:].removesuffix(text[:1]).split(text[:1]) if text else []
+    if len(fields) != 3 or not all(field.isascii() and field.isdecimal() and len(field) < 11 for field in fields):
+        raise ValueError(":inside:outside:count:, such as :1000:1000:1:")
+    return text
+
+
+def _one_of(kind: type[Enum]) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         try:
             return kind(text)
@@ -144,6 +198,63 @@ def _one_of(kind: type[Cache] | type[ReaddirPlus] | type[Choice]) -> Callable[[s
 
     return parse
 
+
+SANDBOX_OPTIONS: tuple[Option, ...] = (
+    Option(
+        "sandbox",
+        "sandbox",
+        "How the daemon is kept from all else on the machine: namespace (the default), chroot, landlock or none.",
+        parse=_one_of(SandboxMode),
+        metavar="MODE",
+    ),
+    Option(
+        "landlock",
+        "landlock",
+        "Whether Landlock comes on top of another mode: auto (where the kernel has it; the default), on or off.",
+        parse=_one_of(Choice),
+        metavar="WHEN",
+    ),
+    Option(
+        "seccomp",
+        "seccomp",
+        "What becomes of unexpected system calls of the daemon: none (no filter), log, errno (the default: refused, or "
+        "killed for an attack) or kill.",
+        parse=_one_of(SeccompMode),
+        metavar="MODE",
+    ),
+    Option(
+        "modcaps",
+        "modcaps",
+        "Capabilities to keep or to drop besides, such as +sys_admin:-mknod.",
+        parse=_modcaps,
+        metavar="CHANGES",
+    ),
+    Option(
+        "rlimit_nofile",
+        "rlimit_nofile",
+        "The daemon's limit of open files; 0 leaves it alone; default: a million, or what is allowed.",
+        parse=_nofile,
+        metavar="N",
+    ),
+    Option(
+        "uid_map",
+        "uid_map",
+        "Users in an ordinary user's sandbox; may be repeated; default: one's own id.",
+        parse=_id_map,
+        metavar=":INSIDE:OUTSIDE:COUNT:",
+        many=True,
+    ),
+    Option(
+        "gid_map",
+        "gid_map",
+        "The same for groups.",
+        parse=_id_map,
+        metavar=":INSIDE:OUTSIDE:COUNT:",
+        many=True,
+    ),
+    Option("sandbox_explain", "sandbox_explain", "Print the steps of the sandbox, and do nothing."),
+)
+"""For every command that serves."""
 
 OPTIONS: tuple[Option, ...] = (
     Option("ro", "ro", "Mount read-only; rw is the default."),
@@ -263,6 +374,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("auto_unmount", "auto_unmount", "Unmount when the daemon dies, however it dies."),
     Option("nonempty", "nonempty", "Allow a mount point that is not empty, or is a mount already."),
     Option("debug", "debug", "A line on standard error for each request and reply; stays in the foreground."),
+    *SANDBOX_OPTIONS,
 )
 
 _BY_WORD = {option.word: option for option in OPTIONS}
@@ -298,7 +410,8 @@ def collect(settings: Iterable[Setting], *, sloppy: bool = False) -> MountOption
             if sloppy:
                 continue
             raise UserError(f"unknown option: {word}; passthrough mount --help lists them", exitcodes.USAGE)
-        values[option.field] = _value(option, text)
+        value = _value(option, text)
+        values[option.field] = (*values.get(option.field, ()), value) if option.many else value
     options = replace(MountOptions(), **values)
     _check(options)
     return options
@@ -329,6 +442,11 @@ def _check(options: MountOptions) -> None:
     if options.writeback and options.passthrough is Choice.ON:
         raise UserError(
             "writeback and passthrough=on exclude each other: the kernel can do one of them", exitcodes.USAGE
+        )
+    if (options.uid_map or options.gid_map) and options.sandbox is not SandboxMode.NAMESPACE:
+        raise UserError(
+            f"uid_map and gid_map belong to sandbox=namespace, and not to sandbox={options.sandbox.value}",
+            exitcodes.USAGE,
         )
     if options.posix_acl and not options.xattr:
         raise UserError("posix_acl and no_xattr exclude each other: an access list is an xattr", exitcodes.USAGE)

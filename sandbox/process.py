@@ -1,27 +1,21 @@
-"""What a daemon needs of its own process: no groups that it was started with, descriptors, no core files, umask 0."""
+"""What a confined process is: no groups of its starter's, not dumpable, no new privileges, dead when its parent is."""
 
 import os
-import resource
+import select
+import signal
 
-import prctl
+from .plan import Plan, Step, prctl
 
-from .plan import Plan, Step
+# linux/securebits.h: NOROOT, locked: root gains nothing by execve. What setuid does to the capability sets
+# (NO_SETUID_FIXUP) is left as it is: a thread that acts as a client loses and regains them by it.
+_SECUREBITS = 1 << 0 | 1 << 1
 
-_NOFILE_WISH = 1_000_000
 
-
-def plan() -> Plan:
-    """The steps, in order."""
-    steps = [
-        Step("set the umask to 0", lambda: _umask(0), ""),
-        Step("write no core file", lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)), "", required=False),
-        Step("raise RLIMIT_NOFILE to what is allowed", _raise_nofile, "a limit of this container", required=False),
-    ]
-    if os.geteuid() == 0 and _may_set_groups():
-        steps.append(
-            Step("drop the supplementary groups", lambda: os.setgroups(()), "no CAP_SETGID, or a user namespace")
-        )
-    return steps
+def groups_plan() -> Plan:
+    """Supplementary groups: dropped by root. An ordinary user's cannot be, and are that user's own rights."""
+    if os.geteuid() != 0 or not _may_set_groups():
+        return []
+    return [Step("drop the supplementary groups", lambda: os.setgroups(()), "no CAP_SETGID")]
 
 
 def _may_set_groups() -> bool:
@@ -33,20 +27,51 @@ def _may_set_groups() -> bool:
         return True
 
 
-def _umask(mask: int) -> None:
-    os.umask(mask)
+def lock_securebits() -> None:
+    """To be done before the capabilities go: it takes CAP_SETPCAP."""
+    prctl().set_securebits(prctl().get_securebits() | _SECUREBITS)
 
 
-def _raise_nofile() -> None:
-    with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
-        wish = min(_NOFILE_WISH, int(file.read()))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(wish, soft), max(wish, hard)))
-    except (OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def no_new_privs_step() -> Step:
+    """Before Landlock and seccomp: without CAP_SYS_ADMIN they are to be had for this price alone."""
+    return Step("gain no privileges by execve (no_new_privs)", lambda: prctl().set_no_new_privs(1))
 
 
-def die_with_parent() -> None:
-    """End with the process that started us (PR_SET_PDEATHSIG)."""
-    prctl.set_pdeathsig(15)
+def lock_plan(name: str, lifeline: int | None) -> Plan:
+    """After the capabilities, whose change undoes two of these (prctl(2)).
+
+    lifeline is a descriptor whose other end the parent holds: a parent that ended before the signal was asked for.
+    """
+    steps = [
+        Step("be closed to ptrace and core dumps (not dumpable)", lambda: prctl().set_dumpable(0)),
+        Step(f"be called {name}", lambda: prctl().set_name(name)),
+    ]
+    if lifeline is not None:
+        cause = "the process outside the sandbox was ended"
+        steps.append(Step("die with the process outside", lambda: die_with_parent(lifeline), cause))
+    return steps
+
+
+def die_with_parent(lifeline: int) -> None:
+    """SIGKILL when the parent ends (PR_SET_PDEATHSIG). OSError where it has ended already."""
+    prctl().set_pdeathsig(signal.SIGKILL)
+    poll = select.poll()
+    poll.register(lifeline, 0)  # POLLHUP is always told
+    if poll.poll(0):
+        raise ProcessLookupError(3, os.strerror(3))
+
+
+def close_others(keep: frozenset[int]) -> None:
+    """Close every descriptor but these and the standard streams: a starter may have left a directory open."""
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd not in keep:
+            try:
+                os.close(fd)
+            except OSError:  # the one that listdir had
+                continue
+
+
+def adopt_orphans() -> None:
+    """Become the parent of grandchildren whose parent ends (PR_SET_CHILD_SUBREAPER), as Left.wait may let it."""
+    prctl().set_child_subreaper(1)

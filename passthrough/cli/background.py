@@ -9,19 +9,19 @@ import signal
 import sys
 from collections.abc import Callable
 
-from .. import exitcodes
+from .. import exitcodes, log
 from ..errors import UserError
+from . import state
+from .signals import ENDING
 
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that end a daemon cleanly."""
 Ready = Callable[[], None]
 ServeFunction = Callable[[Ready], int]
 
 
-def start(serve: ServeFunction, silence: Callable[[], None]) -> None:
-    """Fork; run serve(ready) in the child, which calls ready() once. Returns in the parent; UserError if it failed.
+def start(serve: ServeFunction) -> None:
+    """Fork; run serve(ready) in the child, which calls ready() once, without the starter's streams (close_streams).
 
-    silence() is called in the child when it is ready, before its standard streams go to /dev/null.
+    Returns in the parent; UserError if it failed.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
@@ -30,7 +30,7 @@ def start(serve: ServeFunction, silence: Callable[[], None]) -> None:
     daemon = os.fork()
     if daemon == 0:
         os.close(reader)
-        os._exit(_daemon(serve, silence, writer))
+        os._exit(_daemon(serve, writer))
     os.close(writer)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
@@ -46,15 +46,47 @@ def start(serve: ServeFunction, silence: Callable[[], None]) -> None:
         raise UserError(message[1:].decode(errors="replace"), message[0])
 
 
-def close_streams() -> None:
+def open_null() -> int:
+    """What close_streams() needs."""
+    return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+
+def close_streams(null: int) -> None:
     """Let go of the starter's terminal or pipes: whoever reads them waits for the last holder."""
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     os.close(null)
 
 
-def _daemon(serve: ServeFunction, silence: Callable[[], None], writer: int) -> int:
+class Streams:
+    """The log and the standard streams: the starter's until the daemon serves, then those of the"""
+
+    def __init__(self, *, detached: bool) -> None:
+        self._handler = log.background_handler(os.path.join(state.directory(), "daemon.log")) if detached else None
+        self._null = open_null() if detached else -1
+
+    @property
+    def keep(self) -> frozenset[int]:
+        """The descriptors that the daemon needs."""
+        return frozenset({log.descriptor(self._handler), self._null}) if self._handler else frozenset()
+
+    def inside(self) -> None:
+        """In the daemon, when it serves."""
+        if self._handler is not None:
+            log.use(self._handler)
+            close_streams(self._null)
+
+    def outside(self, ready: Ready) -> Ready:
+        """For the keeper: the same, and tell the starter."""
+
+        def done() -> None:
+            self.inside()
+            ready()
+
+        return done
+
+
+def _daemon(serve: ServeFunction, writer: int) -> int:
     def report(status: int, line: str = "") -> None:
         nonlocal writer
         if writer < 0:
@@ -67,8 +99,6 @@ def _daemon(serve: ServeFunction, silence: Callable[[], None], writer: int) -> i
         writer = -1
 
     def ready() -> None:
-        silence()
-        close_streams()
         report(exitcodes.OK)
 
     try:

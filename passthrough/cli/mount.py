@@ -4,7 +4,7 @@ import contextlib
 import gc
 import logging
 import os
-import signal
+import re
 import stat
 import sys
 from dataclasses import replace
@@ -14,12 +14,18 @@ import sandbox
 from .. import exitcodes, log
 from ..errors import UserError
 from ..fs.tree import Choice, Covered, Tree
-from ..options import MountOptions
+from ..options import MountOptions, SandboxMode
+from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
 from ..transport import mounting
-from . import background, state
-from .serving import Mount
+from . import background, confine
+from .channel import Channel
+from .door import MountDoor
+from .keeper import Daemon, keep
+from .serving import Service, Settings, uring_flags
 
 _log = logging.getLogger(__name__)
+
+_KERNEL_WITH_PASSTHROUGH = (6, 9)
 
 _FUSE_CONF = "/etc/fuse.conf"
 
@@ -29,26 +35,110 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     source_fd = open_source(source)
     real = mounting.check_mountpoint(mountpoint, source, nonempty=options.nonempty)
     options = _within_rights(options)
-    request = _request(source, real, options)
-
-    def serve(ready: background.Ready) -> int:
-        return _serve(source_fd, request, options, ready, os.path.abspath(source))
-
     stays = foreground or options.debug
+    log.to_stderr(debug=options.debug)
+    flags, required = uring_flags(options.io_uring)
+    settings = Settings(
+        threads=options.threads,
+        max_write=options.max_write,
+        max_read=options.max_read,
+        flags=flags,
+        required=required,
+        owner=os.getuid() if options.allow_root else None,
+        debug=options.debug,
+    )
+    share = Share(source_fd, os.path.realpath(source), real, options)
+    if options.sandbox_explain:
+        prepare = f"make the mount on {real} in the caller's mount namespace, and take its device over"
+        print("\n".join(confine.explain(options, share.needs(settings, frozenset()), prepare)))
+        return exitcodes.OK
+    confine.warn(options)
+    if options.writeback and options.passthrough is Choice.AUTO:
+        _log.info("with writeback the kernel does not read and write the files itself: passthrough=off")
+    door = MountDoor(_request(source, real, options), source=os.path.abspath(source), threads=options.threads)
 
     def begin(ready: background.Ready) -> int:
-        return _watched(serve, ready, real, detached=not stays) if options.auto_unmount else serve(ready)
+        confine.preload()
+        streams = background.Streams(detached=not stays)
+        daemon = share.daemon(settings, streams)
+        return keep(door, daemon, streams.outside(ready))
 
-    log.to_stderr(debug=options.debug)
     if stays:
         return begin(lambda: None)
-    background.start(begin, _log_in_background)
+    background.start(begin)
     _see_that_it_answers(real)
     return exitcodes.OK
 
 
-def _log_in_background() -> None:
-    log.to_background(os.path.join(state.directory(), "daemon.log"))
+class Share:
+    """What is shared, and what that takes of the sandbox."""
+
+    def __init__(self, fd: int, path: str, mountpoint: str, options: MountOptions) -> None:
+        self._fd = fd
+        self._path = path
+        self._mountpoint = mountpoint
+        self._options = options
+
+    def needs(self, settings: Settings, keep: frozenset[int]) -> confine.Needs:
+        """What the sandbox leaves to the daemon."""
+        backing = self._options.tree().passthrough is not Choice.OFF and _kernel_release() >= _KERNEL_WITH_PASSTHROUGH
+        return confine.Needs(
+            path=self._path,
+            opened=self._fd,
+            readonly=self._options.ro,
+            receive_mounts=self._within() is None,
+            kernel_backing=backing,
+            io_uring=bool(settings.flags),
+            keep=keep,
+            ioctls=(FUSE_DEV_IOC_BACKING_OPEN, FUSE_DEV_IOC_BACKING_CLOSE) if backing else (),
+        )
+
+    def _within(self) -> str | None:
+        """The mount point as a path in the share, or None where it lies elsewhere."""
+        if self._mountpoint != self._path and os.path.commonpath([self._path, self._mountpoint]) == self._path:
+            return os.path.relpath(self._mountpoint, self._path)
+        return None
+
+    def daemon(self, settings: Settings, streams: background.Streams) -> Daemon:
+        """What the child of the keeper does."""
+        needs = self.needs(settings, streams.keep)
+
+        def run(outside: Channel) -> int:
+            covered: list[Covered] = []
+            service = Service(settings, outside, lambda inside, budget: self._tree(inside, budget, covered))
+            steps = [sandbox.Step("remember what the mount will cover", lambda: covered.extend(self._covered()))]
+            inside, tell = confine.enter(self._options, needs, outside, [*steps, service.step])
+
+            def begun() -> None:
+                _tame_collector()
+                streams.inside()
+                tell()
+
+            return service.serve(inside, begun)
+
+        return run
+
+    def _covered(self) -> list[Covered]:
+        """In a namespace the mount is not there, and covers nothing; by chroot alone the path is another."""
+        mode, within = self._options.sandbox, self._within()
+        if mode is SandboxMode.NAMESPACE or (mode is SandboxMode.CHROOT and within is None):
+            return []
+        return [Covered.before_mount(f"/{within}" if mode is SandboxMode.CHROOT else self._mountpoint)]
+
+    def _tree(self, inside: sandbox.Inside, budget: int, covered: list[Covered]) -> Tree:
+        config = replace(self._options.tree(), descriptors=budget)
+        closed = inside.root >= 0
+        return Tree(
+            inside.root if closed else self._fd,
+            config,
+            covered[0] if covered else None,
+            inside.proc if closed else None,
+        )
+
+
+def _kernel_release() -> tuple[int, int]:
+    numbers = re.findall(r"\d+", os.uname().release)[:2]
+    return (int(numbers[0]), int(numbers[1])) if len(numbers) == 2 else (0, 0)
 
 
 def open_source(path: str) -> int:
@@ -84,6 +174,7 @@ def _within_rights(options: MountOptions) -> MountOptions:
         raise UserError(
             "passthrough=on needs CAP_SYS_ADMIN: mount as root, or use passthrough=auto", exitcodes.PERMISSION
         )
+    _check_maps(options)
     left_out = []
     if (options.allow_other or options.allow_root) and not _user_allow_other():
         left_out.append(f"allow_other (root can allow it: the line user_allow_other in {_FUSE_CONF})")
@@ -93,6 +184,18 @@ def _within_rights(options: MountOptions) -> MountOptions:
     if left_out:
         print("passthrough: left out for an ordinary user: " + ", ".join(left_out), file=sys.stderr)
     return options
+
+
+def _check_maps(options: MountOptions) -> None:
+    """The kernel tells the daemon of users by their ids outside."""
+    for word, texts in ("uid_map", options.uid_map), ("gid_map", options.gid_map):
+        for text in texts:
+            inside, outside, _ = sandbox.parse_map(text)
+            if inside != outside:
+                raise UserError(
+                    f"{word}={text}: with a mount, ids inside and outside must be the same: :{outside}:{outside}:...",
+                    exitcodes.USAGE,
+                )
 
 
 def _user_allow_other() -> bool:
@@ -116,67 +219,11 @@ def _request(source: str, mountpoint: str, options: MountOptions) -> mounting.Mo
     )
 
 
-def _serve(
-    source_fd: int, request: mounting.MountRequest, options: MountOptions, ready: background.Ready, source: str
-) -> int:
-    try:
-        left_out = sandbox.enter(sandbox.plan())
-    except sandbox.SandboxError as error:
-        raise UserError(str(error), exitcodes.SANDBOX) from error
-    for line in left_out:
-        _log.warning("left out: %s", line)
-    if options.writeback and options.passthrough is Choice.AUTO:
-        _log.info("with writeback the kernel does not read and write the files itself: passthrough=off")
-    covered = Covered.before_mount(request.mountpoint)
-    tree = Tree(source_fd, options.tree(), covered)
-    mount = Mount(
-        tree,
-        request,
-        threads=options.threads,
-        max_write=options.max_write,
-        io_uring=options.io_uring,
-        debug=options.debug,
-        source=source,
-    )
-    mount.start()
-    _tame_collector()
-    ready()
-    return mount.run()
-
-
 def _tame_collector() -> None:
     """What was imported lives for ever, and serving makes no cycles: looking for them costs more than it finds."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
-
-
-def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoint: str, *, detached: bool) -> int:
-    """auto_unmount: a process that outlives the daemon, however that ends, and clears the mount.
-
-    fusermount3 has an option of that name, which before libfuse 3.15 does nothing without allow_other.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, background.ENDING)  # until each side knows what to do with one
-    watcher = os.getpid()
-    daemon = os.fork()
-    if daemon == 0:
-        sandbox.die_with_parent()
-        if os.getppid() != watcher:
-            raise UserError("ended before the mount was ready", exitcodes.INTERRUPTED)
-        return serve(ready)
-    if detached:
-        _log_in_background()
-        background.close_streams()
-    for number in background.ENDING:
-        signal.signal(number, lambda number, frame: os.kill(daemon, number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, background.ENDING)
-    _, status = os.waitpid(daemon, 0)
-    if mounting.is_dead(mountpoint):
-        try:
-            mounting.unmount(mountpoint, lazy=True)
-        except (OSError, UserError) as error:
-            _log.error("%s: cannot clear the mount: %s", mountpoint, error)
-    return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else exitcodes.SERVING
 
 
 def _see_that_it_answers(mountpoint: str) -> None:

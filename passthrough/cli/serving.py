@@ -1,58 +1,37 @@
-"""The life of one mount: mount, serve, wait for a signal or the unmount, and leave nothing behind."""
+"""The daemon of a FUSE mount, inside its sandbox: take the device over, serve, wait for a signal or the unmount."""
 
 import logging
 import os
+import resource
 import select
-import signal
-import socket
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import sandbox
 
 from .. import exitcodes
 from ..errors import UserError
 from ..filesystem import FileSystem
 from ..fs.tree import Choice
+from ..fs.tree.base import RESERVED_DESCRIPTORS
 from ..protocol import constants as c
 from ..protocol.negotiation import Wishes
 from ..server import Server
-from ..transport import mounting, uring
+from ..transport import uring
 from ..transport.session import Session
-from ..waiting import install_wake_signal
-from . import state
-from .background import ENDING
+from .channel import Channel
+from .signals import Signals
 
 log = logging.getLogger(__name__)
 
 _QUIESCE_S = 5.0
 _JOIN_S = 5.0
-_QUICK_JOIN_S = 0.5
+_FEWEST = 16  # descriptors, below which nothing can be served
+_HIGHEST = 1024  # the daemon's own descriptors are all below, before a client pins one
+_OF_A_RING = 2  # descriptors of a queue of FUSE over io_uring
 
 
-class Signals:
-    """Ending signals as a readable descriptor, so that one poll waits for everything."""
-
-    def __init__(self) -> None:
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
-        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        for number in ENDING:
-            signal.signal(number, lambda *_: None)
-        install_wake_signal()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # a watcher forks with them blocked
-
-    def fileno(self) -> int:
-        """What to poll."""
-        return self._reader.fileno()
-
-    def ending(self) -> bool:
-        """Whether one of the ending signals has come."""
-        try:
-            return any(number in ENDING for number in self._reader.recv(4096))
-        except BlockingIOError:
-            return False
-
-
-def _uring_flags(choice: Choice) -> tuple[int, int]:
+def uring_flags(choice: Choice) -> tuple[int, int]:
     """(INIT flags to wish for, INIT flags to insist on). UserError where io_uring=on cannot be had."""
     if choice is Choice.OFF:
         return 0, 0
@@ -64,114 +43,144 @@ def _uring_flags(choice: Choice) -> tuple[int, int]:
     return 0, 0
 
 
-class Mount:
-    """A mount with its daemon's threads. `fs` must have been made in this process."""
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
-    def __init__(
-        self,
-        fs: FileSystem,
-        request: mounting.MountRequest,
-        *,
-        threads: int,
-        max_write: int,
-        source: str,
-        io_uring: Choice = Choice.AUTO,
-        debug: bool = False,
-    ) -> None:
-        flags, required = _uring_flags(io_uring)
-        self._fs = fs
-        self._request = request
-        self._threads = threads
-        self._wishes = Wishes(
-            flags=fs.flags | c.FUSE_MAX_PAGES | flags,
-            required=fs.required | required,
-            max_write=max_write,
-            max_stack_depth=fs.stack_depth,
-        )
-        self._debug = log.debug if debug else None
-        self._source = source
-        self._signals = Signals()
-        self._session: Session | None = None
-        self._state: state.StateFile | None = None
 
-    def start(self) -> None:
-        """Mount and serve; returns when INIT has been answered. UserError where that is not to be had."""
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a mount is served. max_write in bytes; flags and required are what uring_flags() says."""
+
+    threads: int
+    max_write: int
+    max_read: int = 0
+    flags: int = 0
+    required: int = 0
+    owner: int | None = None
+    debug: bool = False
+
+
+class Service:
+    """The daemon's side of one mount.
+
+    make(inside, descriptors) makes the file system when the sandbox is closed: descriptors is how many its clients may
+    pin. Where /sys and /proc are needed, they are looked at when this is made, which is outside.
+    """
+
+    def __init__(self, settings: Settings, outside: Channel, make: Callable[[sandbox.Inside, int], FileSystem]) -> None:
+        self._settings = settings
+        self._outside = outside
+        self._make = make
+        self._cpus = uring.possible_cpus() if settings.flags else []
+        self._own = 0
+        self._session: Session
+        self._server: Server
+        self._fs: FileSystem
+
+    @property
+    def step(self) -> sandbox.Step:
+        """To be done when the root is there and the sandbox not yet closed."""
+        return sandbox.Step("take over the device of the mount, which is made outside", self._prepare)
+
+    def _prepare(self) -> None:
+        self._signals = Signals()  # of the process that serves, while sockets can still be made
+        self._outside.say("placed")
+        self._take_over()
+        rings = _OF_A_RING * len(self._cpus)
+        self._own = sum(map(_is_open, range(_HIGHEST))) + rings
+
+    def _take_over(self) -> None:
+        descriptors = self._hear_descriptors()
+        payload = max(self._settings.max_write, self._settings.max_read)
+        self._session = Session(descriptors[0], self._settings.threads, payload, descriptors[1:], self._cpus)
+
+    def _hear_descriptors(self) -> Sequence[int]:
+        descriptors = self._outside.hear().descriptors
+        if not descriptors:  # the keeper had an error of its own to tell, or is dead
+            raise UserError("ended before the mount was ready", exitcodes.INTERRUPTED)
+        return descriptors
+
+    def serve(self, inside: sandbox.Inside, begun: Callable[[], None]) -> int:
+        """In the sandbox: until the mount is gone or a signal ends it; the exit status. begun() when it answers."""
         try:
-            self._begin(self._wishes)
-        except UserError as error:
-            if not self._may_do_without_uring():
-                raise
-            log.warning("%s; requests are read from /dev/fuse instead", error)
-            self._begin(replace(self._wishes, flags=self._wishes.flags & ~c.FUSE_OVER_IO_URING))
+            return self._serve(inside, begun)
+        finally:
+            self._signals.close()
 
-    def _may_do_without_uring(self) -> bool:
-        wished = self._wishes.flags & c.FUSE_OVER_IO_URING and not self._wishes.required & c.FUSE_OVER_IO_URING
-        return bool(wished) and self._session is not None and self._session.uring_failed
-
-    def _begin(self, wishes: Wishes) -> None:
-        self._mounted = mounting.mount(self._request)
-        try:
-            self._session = session = Session(
-                self._mounted.fd, self._threads, max(wishes.max_write, self._request.max_read)
-            )
-            self._server = Server(
-                self._fs,
-                wishes,
-                kernel=session,
-                debug=self._debug,
-                owner=os.getuid() if self._request.owner_only else None,
-            )
-            session.start(self._server)
-            if self._server.failure:
-                raise UserError(self._server.failure, exitcodes.KERNEL)
-            self._state = state.StateFile(self._mounted.device, self._source, self._mounted.mountpoint)
-        except BaseException:
-            self._give_up()
-            raise
-
-    def _give_up(self) -> None:
-        """Leave nothing of a mount that could not begin."""
-        self._unmounted(lazy=True, force=True)
-        if self._session is None:
-            os.close(self._mounted.fd)
-            return
-        if self._session.join(_JOIN_S):
-            self._session.close()
-        self._server.close()
-
-    def run(self) -> int:
-        """Until the mount is gone or a signal ends it; the exit status. After start()."""
-        assert self._session is not None
+    def _serve(self, inside: sandbox.Inside, begun: Callable[[], None]) -> int:
+        self._fs = self._make(inside, self._budget())
+        self._begin()
+        begun()
+        self._outside.say("ready")
         poll = select.poll()
         poll.register(self._session.ended, select.POLLIN)
         poll.register(self._signals.fileno(), select.POLLIN)
         while self._session.ended not in {fd for fd, _ in poll.poll()} and not self._signals.ending():
             pass
-        self._leave(self._session)
-        if self._session.failure:
-            log.error("%s: %s", self._mounted.mountpoint, self._session.failure)
-            return exitcodes.SERVING
-        return exitcodes.OK
+        return self._leave()
 
-    def _leave(self, session: Session) -> None:
-        """Unmount cleanly where nobody is inside; else answer what is in flight, then detach and abort."""
-        clean = self._mounted.is_there() and self._unmounted(lazy=False, force=False)
-        if not clean:
+    def _budget(self) -> int:
+        """How many descriptors clients may pin: what is allowed, without ours. UserError where that leaves none."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        left = soft - self._own - RESERVED_DESCRIPTORS
+        if left < _FEWEST:
+            raise UserError(
+                f"{soft} open files are too few: the daemon itself needs {soft - left + _FEWEST}; raise the limit "
+                "(ulimit -n, --rlimit-nofile), or use fewer threads",
+                exitcodes.SYSTEM,
+            )
+        return left
+
+    def _begin(self) -> None:
+        """Serve; returns when INIT has been answered. UserError where that is not to be had."""
+        settings, fs = self._settings, self._fs
+        wishes = Wishes(
+            flags=fs.flags | c.FUSE_MAX_PAGES | settings.flags,
+            required=fs.required | settings.required,
+            max_write=settings.max_write,
+            max_stack_depth=fs.stack_depth,
+        )
+        why = self._attempt(wishes)
+        if why and self._session.uring_failed and settings.flags and not settings.required & c.FUSE_OVER_IO_URING:
+            log.warning("%s; requests are read from /dev/fuse instead", why)
+            self._outside.say("again")
+            self._give_up()
+            self._take_over()
+            why = self._attempt(replace(wishes, flags=wishes.flags & ~c.FUSE_OVER_IO_URING))
+        if why:
+            raise UserError(why, exitcodes.KERNEL)
+
+    def _attempt(self, wishes: Wishes) -> str | None:
+        self._server = Server(
+            self._fs,
+            wishes,
+            kernel=self._session,
+            debug=log.debug if self._settings.debug else None,
+            owner=self._settings.owner,
+        )
+        self._session.start(self._server)
+        return self._server.failure
+
+    def _give_up(self) -> None:
+        """The mount could not begin, and is being undone outside."""
+        if self._session.join(_JOIN_S):
+            self._session.close()
+        self._server.close()
+
+    def _leave(self) -> int:
+        """Answer what is in flight, where there is a mount yet; what then remains ends with this process."""
+        session = self._session
+        if session.join(0):
+            self._server.close()
+        else:
             self._server.interrupt_waiting()
             if not session.quiesce(_QUIESCE_S):
-                log.warning("%s: requests are still unanswered and will be aborted", self._mounted.mountpoint)
-            if self._mounted.is_there():
-                self._unmounted(lazy=True, force=True)
-        # Detached earlier and held open by others, a queue stays in read(2) until our end closes the connection.
-        session.join(_JOIN_S if clean else _QUICK_JOIN_S)
-        self._server.close()
-        if self._state is not None:
-            self._state.remove()
-
-    def _unmounted(self, *, lazy: bool, force: bool) -> bool:
-        try:
-            mounting.unmount(self._mounted.mountpoint, lazy=lazy, force=force)
-        except (OSError, UserError) as error:
-            log.debug("unmount: %s", error)
-            return not self._mounted.is_there()
-        return True
+                log.warning("requests are still unanswered and will be aborted")
+        if session.failure:
+            log.error("%s", session.failure)
+            return exitcodes.SERVING
+        return exitcodes.OK

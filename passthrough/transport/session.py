@@ -9,6 +9,7 @@ import logging
 import os
 import struct
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN, FUSE_OVER_IO_URING
@@ -27,13 +28,22 @@ _POLL_S = 0.005
 class Session:
     """All queues of one mount. `ended` is an eventfd that becomes readable when the last queue has ended."""
 
-    def __init__(self, fd: int, threads: int, payload: int) -> None:
+    def __init__(
+        self,
+        fd: int,
+        threads: int,
+        payload: int,
+        clones: Sequence[int] | None = None,
+        cpus: Sequence[int] | None = None,
+    ) -> None:
         """fd is the mounted device; threads is how many slow requests may be served side by side; payload the most
-        bytes of data that a request or a reply brings."""
+        bytes of data that a request or a reply brings; clones are threads - 1 clones of fd (taken over), and cpus
+        possible_cpus(), to be given where the device and /sys cannot be opened any more."""
         self.fd = fd
         self.ended = os.eventfd(0, os.EFD_CLOEXEC)
         self._threads = threads
-        self._descriptors = [fd, *(clone(fd) for _ in range(threads - 1))]
+        self._descriptors = [fd, *((clone(fd) for _ in range(threads - 1)) if clones is None else clones)]
+        self._cpus = cpus
         self._payload = payload
         self._queues: list[Queue] = []
         self._crew: Crew | None = None
@@ -63,7 +73,7 @@ class Session:
         self._crew.start()
 
     def _start_uring(self, server: Server) -> bool:
-        cpus = possible_cpus()
+        cpus = possible_cpus() if self._cpus is None else self._cpus
         self._helpers = ThreadPoolExecutor(self._threads, "helper")
         self._uring = [UringQueue(self.fd, cpu, server, self._payload, self._helpers) for cpu in cpus]
         self._parts += len(cpus)

@@ -50,6 +50,11 @@ def affinities(pid: int) -> list[set[int]]:
     return [os.sched_getaffinity(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
+def unexpected(text: str) -> str:
+    """What a command said, without the line about a limit of open files that this machine keeps low."""
+    return re.sub(r"^.*RLIMIT_NOFILE.*the hard limit of \d+ cannot be raised.*\n", "", text, flags=re.MULTILINE)
+
+
 def mount_line(point: Path) -> str | None:
     """The line of /proc/self/mountinfo for the topmost mount on this path, or None."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
@@ -69,11 +74,17 @@ def is_mounted(point: Path) -> bool:
 
 @dataclass
 class Mount:
-    """One mount: the source directory, the mount point, and the daemon's process id if it could be learnt."""
+    """One mount: the source directory, the mount point, and the process outside its sandbox, if it could be learnt."""
 
     source: Path
     point: Path
     pid: int | None = None
+
+    @property
+    def server(self) -> int:
+        """The daemon itself, inside its sandbox: the one child of the process outside."""
+        (child,) = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return int(child)
 
     def umount(self, *words: str) -> None:
         """The clean way, by our own command."""

@@ -65,9 +65,8 @@ def cpuset() -> Iterator[Path]:
 
 def test_there_is_a_pinned_thread_per_cpu(harness: Harness, enabled: None) -> None:
     mount = harness.mount("-o", "io_uring=on")
-    assert mount.pid is not None
     os.listdir(mount.point)
-    pinned = [cpus for cpus in affinities(mount.pid) if len(cpus) == 1]
+    pinned = [cpus for cpus in affinities(mount.server) if len(cpus) == 1]
     assert sorted(cpu for cpus in pinned for cpu in cpus) == uring.possible_cpus()
 
 
@@ -84,8 +83,7 @@ def test_an_affinity_is_kept_and_every_cpu_answered(harness: Harness, spare: int
         mount = harness.mount("-o", "io_uring=on,cache=never")
     finally:
         os.sched_setaffinity(0, before)
-    assert mount.pid is not None
-    assert all(cpus == {0} for cpus in affinities(mount.pid))
+    assert all(cpus == {0} for cpus in affinities(mount.server))
     write_from(mount, 0, "near")
     write_from(mount, spare, "far")
 
@@ -96,8 +94,7 @@ def test_a_cpuset_is_no_obstacle(harness: Harness, cpuset: Path, spare: int) -> 
         mount = harness.mount("-o", "io_uring=on,cache=never")
     finally:
         (_CPUSETS / "tasks").write_text(str(threading.get_native_id()))
-    assert mount.pid is not None
-    assert all(cpus == {0} for cpus in affinities(mount.pid))
+    assert all(cpus == {0} for cpus in affinities(mount.server))
     write_from(mount, spare, "far")
 
 

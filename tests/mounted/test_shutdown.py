@@ -23,6 +23,7 @@ from .harness import (
     Mount,
     background,
     command,
+    daemon_pid,
     ended,
     is_mounted,
     mount_line,
@@ -363,15 +364,15 @@ def test_a_stale_state_file_names_no_daemon(mount: Mount) -> None:
         state.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("options", ["auto_unmount", "auto_unmount,cache=always"])
+@pytest.mark.parametrize("options", ["auto_unmount", "auto_unmount,cache=always", "sandbox=none", "cache=auto"])
 @pytest.mark.parametrize("in_use", [False, True])
-def test_auto_unmount(harness: Harness, options: str, in_use: bool) -> None:
+def test_a_killed_daemon_leaves_no_mount(harness: Harness, options: str, in_use: bool) -> None:
     mount = harness.mount("-o", options)
     os.stat(mount.point)
     with told(INSIDE, mount.point) if in_use else contextlib.nullcontext() as process:
-        os.kill(pid_of(mount), signal.SIGKILL)
-        assert ended(pid_of(mount))
+        os.kill(mount.server, signal.SIGKILL)
         wait_until(lambda: not is_mounted(mount.point), "the mount has gone by itself", SOON_S)
+        assert gone(mount)
         if process is not None:
             assert int(answer(process)) in CUT_OFF
 
@@ -379,8 +380,7 @@ def test_auto_unmount(harness: Harness, options: str, in_use: bool) -> None:
 @pytest.mark.parametrize("how", ["signal", "our umount", "umount"])
 def test_auto_unmount_ends_with_the_daemon(harness: Harness, how: str) -> None:
     mount = harness.mount("-o", "auto_unmount")
-    watcher = parent_of(pid_of(mount))
-    assert watcher > 1
+    server = mount.server
     if how == "signal":
         os.kill(pid_of(mount), signal.SIGTERM)
     elif how == "umount":
@@ -388,22 +388,75 @@ def test_auto_unmount_ends_with_the_daemon(harness: Harness, how: str) -> None:
     else:
         mount.umount()
     assert gone(mount)
-    assert ended(watcher, SOON_S)
+    assert ended(server, SOON_S)
 
 
-@pytest.mark.parametrize("number", [*SIGNALS, signal.SIGKILL])
-def test_the_watcher_ends_and_so_does_the_daemon(harness: Harness, number: signal.Signals) -> None:
-    mount = harness.mount("-o", "auto_unmount")
-    watcher = parent_of(pid_of(mount))
-    assert watcher > 1
-    os.kill(watcher, number)
+@pytest.mark.parametrize("options", ["sandbox=namespace", "sandbox=chroot", "sandbox=landlock", "sandbox=none"])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_to_either_process_ends_both(harness: Harness, number: signal.Signals, options: str) -> None:
+    for inside in False, True:
+        mount = harness.mount("-o", options)
+        server = mount.server
+        os.kill(server if inside else pid_of(mount), number)
+        assert gone(mount)
+        assert ended(server, SOON_S)
+
+
+@pytest.mark.parametrize("options", ["sandbox=namespace", "sandbox=chroot", "sandbox=landlock", "sandbox=none"])
+def test_the_daemon_dies_with_the_process_outside(harness: Harness, options: str) -> None:
+    """Who would unmount is dead: what is left is a mount that answers ENOTCONN, and can be cleared."""
+    mount = harness.mount("-o", options)
+    server = mount.server
+    os.kill(pid_of(mount), signal.SIGKILL)
+    assert ended(server, SOON_S)
+    with pytest.raises(OSError, match="not connected"):
+        os.listdir(mount.point)
+    mount.umount()
+    assert not is_mounted(mount.point)
+
+
+ATTACKED = """
+import ctypes, os, sys
+sys.path.insert(0, sys.argv[1])
+from passthrough.cli import main, mount
+
+ATTACKS = {
+    b"user.execve": lambda: os.execv("/bin/true", ["true"]),
+    b"user.mount": lambda: ctypes.CDLL(None).mount(b"none", b"/", b"tmpfs", 0, b""),
+    b"user.ptrace": lambda: ctypes.CDLL(None).ptrace(16, 1, 0, 0),
+    b"user.unshare": lambda: ctypes.CDLL(None).unshare(0x10000000),
+}
+
+class Attacked(mount.Tree):
+    def getxattr(self, ctx, nodeid, name):
+        if name in ATTACKS:
+            ATTACKS[name]()
+        return super().getxattr(ctx, nodeid, name)
+
+mount.Tree = Attacked
+sys.exit(main(["mount", *sys.argv[4:], sys.argv[2], sys.argv[3]]))
+"""
+"""A daemon that was taken over, and does at once what nobody asked of it."""
+
+
+@pytest.mark.parametrize("attack", ["execve", "mount", "ptrace", "unshare"])
+@pytest.mark.parametrize("seccomp", ["errno", "kill"])
+def test_an_attack_ends_the_daemon(harness: Harness, attack: str, seccomp: str) -> None:
+    """And the mount with it; a line in the log says why."""
+    mount = Mount(harness.directory("source"), harness.directory("mount"))
+    harness.mounts.append(mount)
+    words = [sys.executable, "-c", ATTACKED, str(ROOT), str(mount.source), str(mount.point), f"--seccomp={seccomp}"]
+    subprocess.run(words, check=True, timeout=TIMEOUT_S)
+    mount.pid = daemon_pid(mount.point)
+    with pytest.raises(OSError, match=r".") as raised:
+        os.getxattr(mount.point, f"user.{attack}")
+    assert raised.value.errno in CUT_OFF
     assert gone(mount)
-    assert ended(watcher, SOON_S)
-
-
-def parent_of(pid: int) -> int:
-    """The parent's process id."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    if not Path("/dev/log").exists():
+        lines = Path("/run/passthrough/daemon.log").read_text().splitlines()
+        said = [line for line in lines if f"passthrough[{mount.pid}]: ERROR" in line]
+        assert len(said) == 1
+        assert "ended by SIGSYS (a system call that means an attack" in said[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -485,15 +538,11 @@ def test_a_lock_is_waited_for_while_others_work(harness: Harness) -> None:
 # Mistakes of a file system
 
 FAULTY = """
-import os, sys
+import sys
 sys.path.insert(0, sys.argv[1])
-from passthrough import log
-from passthrough.cli.serving import Mount
-from passthrough.fs.tree import Tree
-from passthrough.fs.tree.config import TreeConfig
-from passthrough.transport.mounting import MountRequest
+from passthrough.cli import main, mount
 
-class Faulty(Tree):
+class Faulty(mount.Tree):
     def getxattr(self, ctx, nodeid, name):
         if name == b"user.faulty":
             raise ValueError("nobody expects this")
@@ -503,12 +552,8 @@ class Faulty(Tree):
             raise OSError(99999, "no such number")
         return super().getxattr(ctx, nodeid, name)
 
-log.to_stderr(debug=False)
-tree = Faulty(os.open(sys.argv[2], os.O_PATH), TreeConfig())
-mount = Mount(tree, MountRequest(sys.argv[3], "faulty"), threads=2, max_write=1 << 17, debug=False, source=sys.argv[2])
-mount.start()
-print("ready")
-sys.exit(mount.run())
+mount.Tree = Faulty
+sys.exit(main(["mount", "-f", "--rlimit-nofile=0", sys.argv[2], sys.argv[3]]))
 """
 
 
@@ -517,9 +562,9 @@ def test_an_unexpected_exception_costs_one_request(harness: Harness) -> None:
     harness.mounts.append(mount)
     log = harness.base / "log"
     words = [sys.executable, "-uc", FAULTY, str(ROOT), str(mount.source), str(mount.point)]
-    with log.open("w") as file, background(*words, stdout=subprocess.PIPE, stderr=file) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n", log.read_text()
+    with log.open("w") as file, background(*words, stderr=file) as process:
+        wait_until(lambda: is_mounted(mount.point) or process.poll() is not None, "mounted")
+        assert process.poll() is None, log.read_text()
         (mount.point / "file").write_bytes(b"content")
         for name, number in ("faulty", errno.EIO), ("memory", errno.ENOMEM), ("errno", errno.EIO), ("x", errno.ENODATA):
             with pytest.raises(OSError, match=re.escape(os.strerror(number))):

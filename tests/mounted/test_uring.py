@@ -64,8 +64,8 @@ def test_auto_does_without(harness: Harness, disabled: None) -> None:
     (mount.point / "file").write_bytes(b"x")
     assert (mount.source / "file").read_bytes() == b"x"
     assert mount.pid is not None
-    assert set().union(*affinities(mount.pid)) == os.sched_getaffinity(0)
-    assert all(len(cpus) == len(os.sched_getaffinity(0)) for cpus in affinities(mount.pid))
+    assert set().union(*affinities(mount.server)) == os.sched_getaffinity(0)
+    assert all(len(cpus) == len(os.sched_getaffinity(0)) for cpus in affinities(mount.server))
 
 
 _FAILURES = {
@@ -164,8 +164,8 @@ def test_what_failed_late_leaves_no_descriptor(harness: Harness, enabled: None) 
     mount.pid = daemon_pid(mount.point)
     assert mount.pid is not None
     assert plain.pid is not None
-    wait_until(lambda: len(threads_of(mount.pid or 0)) == len(threads_of(plain.pid or 0)), "as many threads")
-    assert len(os.listdir(f"/proc/{mount.pid}/fd")) == len(os.listdir(f"/proc/{plain.pid}/fd"))
+    wait_until(lambda: len(threads_of(mount.server)) == len(threads_of(plain.server)), "as many threads")
+    assert len(os.listdir(f"/proc/{mount.server}/fd")) == len(os.listdir(f"/proc/{plain.server}/fd"))
 
 
 def test_more_waiting_locks_than_entries_stall_nobody(harness: Harness, enabled: None) -> None:
@@ -266,7 +266,7 @@ def test_an_end_under_load_leaves_no_process_behind(harness: Harness, enabled: N
     for worker in workers:
         worker.start()
     assert begun.wait(60)
-    os.kill(mount.pid, number)
+    os.kill(mount.server if number == signal.SIGKILL else mount.pid, number)
     assert ended(mount.pid)
     wait_until(lambda: not is_mounted(mount.point), "the mount is gone")
     for worker in workers:

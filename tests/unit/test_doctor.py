@@ -33,6 +33,8 @@ NAMES = (
     "file_handles",
     "open_files",
 )
+SANDBOXES = ("sandbox_namespace", "sandbox_chroot", "sandbox_landlock")
+"""The command's own, after those."""
 _OFFER = InitIn(7, 45, 1 << 20, c.FUSE_PASSTHROUGH | c.FUSE_OVER_IO_URING)
 _PAGE = Path(__file__).resolve().parents[2] / "man" / "passthrough-doctor.1"
 
@@ -229,7 +231,7 @@ def check_form(report: object) -> None:
         assert row["detail"]
         assert bool(row["remedy"]) is (row["state"] != "ok")
     names = tuple(row["name"] for row in report["findings"] if row["name"] != "mount")
-    assert names == NAMES
+    assert names == (*NAMES, *SANDBOXES)
 
 
 @pytest.mark.parametrize("minor", [45, 26])
@@ -249,7 +251,7 @@ def test_the_lines_have_each_finding_and_each_remedy(capsys: pytest.CaptureFixtu
     lines = capsys.readouterr().out.splitlines()
     (remedy,) = (line for line in lines if "->" in line)
     assert "CONFIG_FUSE_IO_URING" in remedy
-    assert [line.split()[1] for line in lines if line != remedy] == list(NAMES)
+    assert [line.split()[1] for line in lines if line != remedy] == [*NAMES, *SANDBOXES]
 
 
 def _mounts() -> set[int]:
@@ -301,7 +303,7 @@ def test_a_trial_that_fails_half_way_leaves_nothing(monkeypatch: pytest.MonkeyPa
 
 def test_the_page_has_every_finding() -> None:
     text = _PAGE.read_text(encoding="utf-8")
-    for name in (*NAMES, "mount"):
+    for name in (*NAMES, *SANDBOXES, "mount"):
         assert f".TP\n.B {name}\n" in text
     for state in State:
         assert f"B {state.value}\n" in text or f".BR {state.value} " in text

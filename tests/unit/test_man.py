@@ -13,11 +13,13 @@ import pytest
 from passthrough import exitcodes, trace
 from passthrough.cli import parser
 from passthrough.fs.tree.config import NS_PER_S, Cache, ReaddirPlus, TreeConfig
-from passthrough.options import OPTIONS, Option, split_words
+from passthrough.options import OPTIONS, Option, SandboxMode, SeccompMode, split_words
+from sandbox import capabilities, seccomp
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("mount", "umount", "doctor")
 PAGES = sorted((ROOT / "man").glob("*.1"))
+ALL_PAGES = [*PAGES, *sorted((ROOT / "man").glob("*.7"))]
 _WORDS = {option.word for option in OPTIONS}
 
 
@@ -94,14 +96,14 @@ def test_the_overview_has_the_options_of_the_program_itself() -> None:
     assert written == {text for action in parser.build()._actions for text in action.option_strings}
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALL_PAGES, ids=lambda path: path.stem)
 def test_long_options_in_prose_and_examples_exist(path: Path) -> None:
     known = set().union(*(option_strings(command) for command in COMMANDS)) | {"--version", "--OPTION"}
     text = re.sub(r"\\f[BIRP]", "", path.read_text(encoding="utf-8")).replace("\\-", "-")
     assert set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", text)) <= known
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALL_PAGES, ids=lambda path: path.stem)
 def test_words_in_examples_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8").replace("\\-", "-")
     for argument in re.findall(r"passthrough mount .*?-o (\S+)", text):
@@ -160,7 +162,7 @@ def test_the_table_of_cache_modes_has_the_timeouts_that_hold() -> None:
         assert int(row[1]) * NS_PER_S == TreeConfig(cache=mode).resolved().entry_timeout_ns
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALL_PAGES, ids=lambda path: path.stem)
 def test_renders_without_warnings(path: Path) -> None:
     if shutil.which("groff") is None:
         pytest.skip("groff is not installed (man-db brings groff-base)")
@@ -195,3 +197,16 @@ def test_each_row_with_a_help_is_in_the_help_of_mount() -> None:
         assert " ".join(option.help.split()) in shown
         assert "--" + option.word.replace("_", "-") in shown
     assert {option.field for option in rows} == {option.field for option in OPTIONS}
+
+
+def test_the_threat_model_has_every_mode_and_every_capability() -> None:
+    text = (ROOT / "man" / "passthrough-sandbox.7").read_text(encoding="utf-8")
+    for mode in (*SandboxMode, *SeccompMode):
+        assert re.search(rf"^\.BR? \"?(seccomp=)?{mode.value}\b", text, re.MULTILINE), mode
+    for name in (*capabilities.KEPT, "SYS_ADMIN", "DAC_READ_SEARCH"):
+        assert name in text
+    for name in seccomp.ATTACKS:
+        family = ("fs", "open_tree", "move_mount", "umount2", "mount", "swap", "add_key", "request_key")
+        known = name.startswith(family) or name.endswith("_module") or name.split("_")[0].removesuffix("at") in text
+        assert known, name
+    assert "man/passthrough-sandbox.7" in (ROOT / "SECURITY.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from passthrough import exitcodes
 from passthrough.cli import parser
 from passthrough.errors import UserError
 from passthrough.fs.tree.config import NS_PER_S, Cache, Choice, ReaddirPlus
-from passthrough.options import OPTIONS, MountOptions, Option, Setting, collect, split_words
+from passthrough.options import OPTIONS, MountOptions, Option, SandboxMode, SeccompMode, Setting, collect, split_words
 from passthrough.transport.mounting import MOUNT_FLAGS
 
 _WORDS = [option.word for option in OPTIONS]
@@ -31,6 +31,13 @@ _VALUES: dict[str, tuple[tuple[str, object], ...]] = {
     "passthrough": tuple((when.value, when) for when in Choice),
     "io_uring": tuple((when.value, when) for when in Choice),
     "threads": (("1", 1), ("256", 256)),
+    "sandbox": tuple((mode.value, mode) for mode in SandboxMode),
+    "landlock": tuple((when.value, when) for when in Choice),
+    "seccomp": tuple((mode.value, mode) for mode in SeccompMode),
+    "modcaps": (("+sys_admin:-MKNOD", "+sys_admin:-MKNOD"),),
+    "rlimit_nofile": (("0", 0), ("1000000", 1_000_000)),
+    "uid_map": ((":1000:1000:1:", (":1000:1000:1:",)),),
+    "gid_map": (("/0/1000/1/", ("/0/1000/1/",)),),
 }
 _BAD: dict[str, tuple[str, ...]] = {
     "fsname": ("", "a\nb"),
@@ -46,6 +53,13 @@ _BAD: dict[str, tuple[str, ...]] = {
     "passthrough": ("yes", "", "On"),
     "io_uring": ("yes", "", "1"),
     "threads": ("0", "257", "-1", "1.0", "two", ""),
+    "sandbox": ("", "yes", "Namespace"),
+    "landlock": ("", "yes"),
+    "seccomp": ("", "trap", "Kill"),
+    "modcaps": ("", "mknod", "+", "+a:", "+a,-b", "*a"),
+    "rlimit_nofile": ("", "-1", "1k", "9" * 5000, "1.5", "²"),
+    "uid_map": ("", ":", ":1:1:", ":a:1:1:", "1000", ":1:1:1:1:"),
+    "gid_map": (":-1:0:1:", ":0:0:99999999999:"),
 }
 
 

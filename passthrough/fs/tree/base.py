@@ -81,16 +81,20 @@ class TreeBase(FileSystem):
         | c.FUSE_DIRECT_IO_ALLOW_MMAP
     )
 
-    def __init__(self, root_fd: int, config: TreeConfig, covered: "Covered | None" = None) -> None:
+    def __init__(
+        self, root_fd: int, config: TreeConfig, covered: "Covered | None" = None, proc: int | None = None
+    ) -> None:
         """Share the directory that root_fd (O_PATH, taken over) is open on.
 
-        Create it in the process that serves: it looks at its own /proc/self/fd.
+        Create it in the process that serves: it looks at its own /proc/self/fd. Where that path leads nowhere, proc is
+        a descriptor (O_PATH, taken over) of it, and must be the working directory of the process, for good.
         """
         config = config.resolved()
         self.config = config
         self.entry_ns = config.entry_timeout_ns or 0
         self.attr_ns = config.attr_timeout_ns or 0
-        self.proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._proc_prefix = "/proc/self/fd/" if proc is None else ""
+        self.proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if proc is None else proc
         self.credentials = Credentials(trusting=config.default_permissions)
         self.writeback = False
         self._quiet: dict[tuple[int, ...], bool] = {}
@@ -278,7 +282,7 @@ class TreeBase(FileSystem):
 
     def proc_path(self, inode: Inode) -> str:
         """A path that leads to an inode through its descriptor, for calls that take nothing else."""
-        return f"/proc/self/fd/{inode.fd}"
+        return f"{self._proc_prefix}{inode.fd}"
 
     def ino_mask(self, key: Key) -> int:
         """What to XOR inode numbers of this device with, so that two devices' numbers differ on the one mount.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from ..harness import Harness
+from ..harness import Harness, unexpected
 from .modes import MODES, Mode, Shared, Tree, remove
 
 _LOG = Path("/run/passthrough/daemon.log")
@@ -41,14 +41,15 @@ def running(request: pytest.FixtureRequest) -> Iterator[Running]:
         yield Running(mode, shared)
     finally:
         harness.close()
-    assert _said(shared.daemon) == [], "the daemon had something to complain about"
+    assert _said(shared.keeper) == [], "the daemon had something to complain about"
 
 
-def _said(daemon: int | None) -> list[str]:
+def _said(keeper: int | None) -> list[str]:
     """The daemon's lines in the log that it keeps where there is no system log."""
-    if daemon is None or not _LOG.exists():
+    if keeper is None or not _LOG.exists():
         return []
-    return [line for line in _LOG.read_text(encoding="utf-8").splitlines() if f"passthrough[{daemon}]" in line]
+    text = unexpected(_LOG.read_text(encoding="utf-8"))
+    return [line for line in text.splitlines() if f"passthrough[{keeper}]" in line]
 
 
 @pytest.fixture

@@ -22,11 +22,12 @@ T = TypeVar("T")
 
 
 class Shared(NamedTuple):
-    """A source and where it is shown; daemon is None where none of ours serves."""
+    """A source and where it is shown; daemon is None where none of ours serves, keeper the process outside of it."""
 
     source: Path
     point: Path
     daemon: int | None
+    keeper: int | None = None
 
 
 Enter = Callable[[Harness, "Mode", sources.Place], Shared]
@@ -35,7 +36,7 @@ Enter = Callable[[Harness, "Mode", sources.Place], Shared]
 def mounted(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
     """By `passthrough mount`, through /dev/fuse."""
     mount = harness.mount("-o", ",".join(("allow_other", *mode.options)), source=place.share, point=place.point)
-    return Shared(place.source, mount.point, mount.pid)
+    return Shared(place.source, mount.point, mount.server, mount.pid)
 
 
 def by_uring(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
@@ -46,6 +47,20 @@ def by_uring(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
     harness.cleanups.append(lambda: URING_SWITCH.write_text(before))
     URING_SWITCH.write_text("Y")
     return mounted(harness, mode, place)
+
+
+def logged(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
+    """With a filter that lets everything pass: when all tests are through, the kernel has logged no system call."""
+    shared = mounted(harness, mode, place)
+    harness.cleanups.append(lambda: _see_that_nothing_was_logged(shared.daemon))
+    return shared
+
+
+def _see_that_nothing_was_logged(daemon: int | None) -> None:
+    """audit(7) lines of type 1326 (AUDIT_SECCOMP), in the kernel's log where no auditd takes them."""
+    log = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout
+    lines = [line for line in log.splitlines() if "type=1326" in line and f" pid={daemon} " in line]
+    assert lines == [], f"{len(lines)} system calls are not on the list"
 
 
 def native(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
@@ -75,7 +90,10 @@ _ITS_CLOCK = "writeback: the kernel keeps mtime by its own coarse clock, and sen
 _SETS_TIMES = "writeback: the kernel sets the time after a write, which a file that may only be appended to refuses"
 _REMEMBERS = "the kernel believes for a day what it has seen"
 _NO_XATTR = "no_xattr: there are none, and so no access lists"
-_ANY = {"collapse": _FALLOCATE}
+_NO_IMMUTABLE = "the daemon keeps no CAP_LINUX_IMMUTABLE; modcaps=+linux_immutable"
+_NO_TRUSTED = "without kernel passthrough the daemon keeps no CAP_SYS_ADMIN, and has no trusted.*; modcaps=+sys_admin"
+_ANY = {"collapse": _FALLOCATE, "protecting flags": _NO_IMMUTABLE}
+_WITHOUT = {"trusted": _NO_TRUSTED}
 _APPENDS = "fs/fuse/passthrough.c opens the backing file with O_APPEND, and F_SETFL does not reach it"
 _PASSING = {"append off": _APPENDS}
 _LOCALLY = _ANY | {"shared flock": _LOCAL, "shared posix_lock": _LOCAL}
@@ -90,21 +108,39 @@ MODES = (
     Mode(
         "writeback",
         ("writeback",),
-        _LOCALLY | {"write-through": _COLLECTS, "news": _COLLECTS, "mtime": _ITS_CLOCK, "append-only": _SETS_TIMES},
+        _LOCALLY
+        | _WITHOUT
+        | {"write-through": _COLLECTS, "news": _COLLECTS, "mtime": _ITS_CLOCK, "append-only": _SETS_TIMES},
     ),
-    Mode("threads=1", ("threads=1", "passthrough=off"), _LOCALLY),
-    Mode("threads=4,flock,posix_lock", ("threads=4", "flock", "posix_lock", "passthrough=off"), _ANY),
+    Mode("threads=1", ("threads=1", "passthrough=off"), _LOCALLY | _WITHOUT),
+    Mode("threads=4,flock,posix_lock", ("threads=4", "flock", "posix_lock", "passthrough=off"), _ANY | _WITHOUT),
     Mode("readdirplus=no", ("readdirplus=no",), _DEFAULT),
     Mode("readdirplus=always", ("readdirplus=always",), _DEFAULT),
-    Mode("passthrough=off", ("passthrough=off",), _LOCALLY),
-    Mode("passthrough=off,cache=never", ("passthrough=off", "cache=never"), _LOCALLY),
+    Mode("passthrough=off", ("passthrough=off",), _LOCALLY | _WITHOUT),
+    Mode("passthrough=off,cache=never", ("passthrough=off", "cache=never"), _LOCALLY | _WITHOUT),
     Mode("io_uring=on", ("io_uring=on",), _DEFAULT, enter=by_uring),
     Mode(
         "io_uring=on,passthrough=off,flock,posix_lock",
         ("io_uring=on", "passthrough=off", "flock", "posix_lock", "cache=never"),
-        _ANY,
+        _ANY | _WITHOUT,
         enter=by_uring,
     ),
+    Mode("seccomp=log", ("seccomp=log",), _DEFAULT, enter=logged),
+    Mode(
+        "seccomp=log,passthrough=off",
+        ("seccomp=log", "passthrough=off", "posix_lock"),
+        _ANY | _WITHOUT | {"shared flock": _LOCAL},
+        enter=logged,
+    ),
+    Mode(
+        "passthrough=off,modcaps",
+        ("passthrough=off", "modcaps=+sys_admin:+linux_immutable"),
+        {"collapse": _FALLOCATE, "shared flock": _LOCAL, "shared posix_lock": _LOCAL},
+    ),
+    Mode("seccomp=kill", ("seccomp=kill",), _DEFAULT),
+    Mode("sandbox=chroot", ("sandbox=chroot",), _DEFAULT, core=True),
+    Mode("sandbox=landlock", ("sandbox=landlock",), _DEFAULT, core=True),
+    Mode("sandbox=none", ("sandbox=none", "seccomp=none"), _DEFAULT, core=True),
     Mode("no_xattr", ("no_xattr",), _DEFAULT | {"xattr": _NO_XATTR}),
     *(
         Mode(f"source={name}", (), _DEFAULT | dict(lacks), source=source, core=True)

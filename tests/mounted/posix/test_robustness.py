@@ -22,7 +22,7 @@ _TURNS = 1500
 
 def descriptors(mount: Mount) -> int:
     """How many the daemon has open."""
-    return len(os.listdir(f"/proc/{mount.pid}/fd"))
+    return len(os.listdir(f"/proc/{mount.server}/fd"))
 
 
 def drop_caches() -> None:
@@ -31,8 +31,7 @@ def drop_caches() -> None:
 
 
 def alive(mount: Mount) -> bool:
-    assert mount.pid is not None
-    return not ended(mount.pid, 0)
+    return not ended(mount.server, 0)
 
 
 def _storm(top: Path, number: int) -> None:

@@ -1,0 +1,205 @@
+"""The process outside the sandbox: it makes what is served visible, waits for the daemon, and takes it away again.
+
+Rules: it stays in the caller's namespaces with the caller's rights, holds nothing of what is served open, and obeys
+nothing that the daemon says once that serves. What it does for a kind of service is that service's Door. The daemon
+is a child: it dies when this process does, and what it leaves behind, however it ends, is cleared here.
+
+    keeper      fork ────────────────────────┐ die when the keeper does
+    go-between  │ namespaces, fork, end      │
+    daemon      └─▶ root, descriptors, capabilities, seccomp, serve
+"""
+
+import logging
+import os
+import select
+import signal
+from collections.abc import Callable
+from typing import Protocol
+
+import sandbox
+
+from .. import exitcodes
+from ..errors import UserError
+from . import channel
+from .background import Ready
+from .channel import Channel, Message
+from .signals import ENDING, Signals
+
+_log = logging.getLogger(__name__)
+
+_LEAVE_S = 5.0
+"""How long the daemon may take to see by itself that what it served is gone."""
+_QUIESCE_S = 15.0
+"""How long it may take to answer what is in flight."""
+
+
+class Door(Protocol):
+    """What is made in the caller's namespaces, and undone there."""
+
+    def begin(self) -> list[int]:
+        """Make it; the descriptors that the daemon needs, which will be closed here. UserError where it cannot be."""
+
+    def without_io_uring(self) -> None:
+        """The next begin() does without."""
+
+    def try_to_end(self) -> bool:
+        """Undo it where nobody uses it; whether it is gone."""
+
+    def end(self) -> None:
+        """Undo it, whoever uses it. Also where there is nothing to undo."""
+
+
+Daemon = Callable[[Channel], int]
+"""Runs in the child: enters the sandbox, serves, and returns the exit status."""
+
+
+def keep(door: Door, daemon: Daemon, ready: Ready) -> int:
+    """Start the daemon and wait for its end; the exit status. ready() is called once, when it serves."""
+    try:
+        sandbox.adopt_orphans()
+    except ImportError as error:
+        raise UserError(f"sandbox: {error}", exitcodes.SANDBOX) from error
+    ours, theirs = channel.pair()
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until each side knows what to do with one
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        os._exit(_run(daemon, theirs))
+    theirs.close()
+    return _Keeper(door, ours, child).run(ready)
+
+
+def _run(daemon: Daemon, outside: Channel) -> int:
+    """The child, up to its end: no exception and no exit handler of the starter's goes beyond."""
+    status, line = exitcodes.BUG, ""
+    try:
+        return daemon(outside)
+    except UserError as error:
+        status, line = error.status, str(error)
+    except sandbox.SandboxError as error:
+        status, line = exitcodes.SANDBOX, str(error)
+    except BaseException as error:
+        _log.exception("a bug of ours ended the daemon")
+        line = f"a bug of ours: {error!r}; passthrough mount -f shows where"
+    finally:
+        logging.shutdown()
+    try:
+        outside.say("failed", status, line)
+    except OSError:  # nobody is left to be told
+        pass
+    return status
+
+
+class _Keeper:
+    def __init__(self, door: Door, inside: Channel, child: int) -> None:
+        self._door = door
+        self._inside = inside
+        self._child = child
+        self._signals = Signals()
+
+    def run(self, ready: Ready) -> int:
+        try:
+            self._start()
+            ready()
+            self._wait()
+        except BaseException:
+            self._kill()
+            raise
+        finally:
+            self._door.end()
+        return self._status()
+
+    # Until it serves
+
+    def _start(self) -> None:
+        while True:
+            message = self._next()
+            if message.word == "pid":
+                self._reap()  # the go-between; only then its child is ours, and may ask to die with its parent
+                self._child = message.status
+            elif message.word in ("placed", "again"):
+                self._open_door(again=message.word == "again")
+            elif message.word == "ready":
+                return
+            elif message.word == "failed":
+                raise UserError(message.text, message.status)
+            else:
+                raise UserError(f"the daemon ended before it was ready{self._how()}", exitcodes.SYSTEM)
+
+    def _next(self) -> Message:
+        poll = select.poll()
+        poll.register(self._inside.fileno(), select.POLLIN)
+        poll.register(self._signals.fileno(), select.POLLIN)
+        while self._inside.fileno() not in {fd for fd, _ in poll.poll()}:
+            if self._signals.ending():
+                raise UserError("ended before the mount was ready", exitcodes.INTERRUPTED)
+        return self._inside.hear()
+
+    def _open_door(self, *, again: bool) -> None:
+        if again:
+            self._door.end()
+            self._door.without_io_uring()
+        descriptors = self._door.begin()
+        try:
+            self._inside.say("fds", descriptors=descriptors)
+        except OSError:  # it is gone, which the next message says
+            pass
+        finally:
+            channel.close_all(descriptors)
+
+    # While it serves
+
+    def _wait(self) -> None:
+        poll = select.poll()
+        poll.register(self._inside.fileno(), 0)  # its end alone
+        poll.register(self._signals.fileno(), select.POLLIN)
+        while self._inside.fileno() not in {fd for fd, _ in poll.poll()}:
+            if self._signals.ending():
+                self._end_it()
+                return
+
+    def _end_it(self) -> None:
+        """Undo it cleanly where nobody is inside; else the daemon answers what is in flight, then the rest is cut."""
+        if self._door.try_to_end() and self._gone_within(_LEAVE_S):
+            return
+        self._tell(signal.SIGTERM)
+        if not self._gone_within(_QUIESCE_S):
+            _log.error("the daemon does not end, and is killed")
+
+    def _gone_within(self, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(self._inside.fileno(), 0)
+        return bool(poll.poll(seconds * 1000))
+
+    def _tell(self, number: signal.Signals) -> None:
+        try:
+            os.kill(self._child, number)
+        except ProcessLookupError:
+            pass
+
+    # At the end
+
+    def _kill(self) -> None:
+        self._tell(signal.SIGKILL)
+        self._reap()
+
+    def _reap(self) -> int:
+        try:
+            return os.waitpid(self._child, 0)[1]
+        except ChildProcessError:
+            return 0
+
+    def _how(self) -> str:
+        status = self._reap()
+        return f", by {signal.Signals(os.WTERMSIG(status)).name}" if os.WIFSIGNALED(status) else ""
+
+    def _status(self) -> int:
+        """The daemon's exit status. Who closed the channel and lives on is killed: that is no way to end."""
+        self._tell(signal.SIGKILL)
+        status = self._reap()
+        if not os.WIFSIGNALED(status):
+            return os.waitstatus_to_exitcode(status)
+        number = os.WTERMSIG(status)
+        why = " (a system call that means an attack; the kernel's log names it)" if number == signal.SIGSYS else ""
+        _log.error("the daemon was ended by %s%s", signal.Signals(number).name, why)
+        return exitcodes.SERVING
