@@ -5,9 +5,10 @@ from a long option; the last one wins. Errors are UserErrors that name the optio
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
+from enum import Enum
 from typing import Any, NamedTuple
 
 from . import exitcodes
@@ -135,7 +136,9 @@ def _subtype(text: str) -> str:
     return text
 
 
-def _one_of(kind: type[Cache] | type[ReaddirPlus] | type[Choice]) -> Callable[[str], Any]:
+def one_of(kind: type[Enum]) -> Callable[[str], Any]:
+    """A reader for the values of an enumeration."""
+
     def parse(text: str) -> Any:
         try:
             return kind(text)
@@ -184,7 +187,7 @@ OPTIONS: tuple[Option, ...] = (
         "cache",
         "cache",
         "What the kernel may remember: never, metadata, auto (the default) or always.",
-        parse=_one_of(Cache),
+        parse=one_of(Cache),
         metavar="MODE",
     ),
     Option(
@@ -214,7 +217,7 @@ OPTIONS: tuple[Option, ...] = (
         "passthrough",
         "passthrough",
         "Whether the kernel reads and writes SRC's files itself: auto (where it can; the default), on or off.",
-        parse=_one_of(Choice),
+        parse=one_of(Choice),
         metavar="WHEN",
     ),
     Option(
@@ -222,7 +225,7 @@ OPTIONS: tuple[Option, ...] = (
         "io_uring",
         "Whether requests come by FUSE over io_uring, each on the CPU that asked: auto (where the kernel offers it; "
         "the default), on or off.",
-        parse=_one_of(Choice),
+        parse=one_of(Choice),
         metavar="WHEN",
     ),
     Option("xattr", "xattr", "Extended attributes are those of SRC (the default); no_xattr: there are none."),
@@ -250,7 +253,7 @@ OPTIONS: tuple[Option, ...] = (
         "readdirplus",
         "Whether listing brings attributes along: no, auto (when the program asks for them; the default, but for "
         "cache=never) or always.",
-        parse=_one_of(ReaddirPlus),
+        parse=one_of(ReaddirPlus),
         metavar="WHEN",
     ),
     Option(
@@ -291,17 +294,24 @@ def split_words(text: str) -> list[Setting]:
 
 def collect(settings: Iterable[Setting], *, sloppy: bool = False) -> MountOptions:
     """The options that these settings add up to; sloppy (mount -s) passes over unknown words."""
+    options = replace(MountOptions(), **gather(settings, _BY_WORD, "mount", sloppy=sloppy))
+    _check(options)
+    return options
+
+
+def gather(
+    settings: Iterable[Setting], rows: Mapping[str, Option], command: str, *, sloppy: bool = False
+) -> dict[str, Any]:
+    """The fields that these settings set, by the rows of a command's options."""
     values: dict[str, Any] = {}
     for word, text in settings:
-        option = _BY_WORD.get(word)
+        option = rows.get(word)
         if option is None:
             if sloppy:
                 continue
-            raise UserError(f"unknown option: {word}; passthrough mount --help lists them", exitcodes.USAGE)
+            raise UserError(f"unknown option: {word}; passthrough {command} --help lists them", exitcodes.USAGE)
         values[option.field] = _value(option, text)
-    options = replace(MountOptions(), **values)
-    _check(options)
-    return options
+    return values
 
 
 def _value(option: Option, text: str | None) -> Any:

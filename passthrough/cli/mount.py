@@ -37,17 +37,18 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     stays = foreground or options.debug
 
     def begin(ready: background.Ready) -> int:
-        return _watched(serve, ready, real, detached=not stays) if options.auto_unmount else serve(ready)
+        return watched(serve, ready, real, detached=not stays) if options.auto_unmount else serve(ready)
 
     log.to_stderr(debug=options.debug)
     if stays:
         return begin(lambda: None)
-    background.start(begin, _log_in_background)
-    _see_that_it_answers(real)
+    background.start(begin, log_in_background)
+    see_that_it_answers(real)
     return exitcodes.OK
 
 
-def _log_in_background() -> None:
+def log_in_background() -> None:
+    """Where a daemon without a terminal logs."""
     log.to_background(os.path.join(state.directory(), "daemon.log"))
 
 
@@ -139,19 +140,19 @@ def _serve(
         source=source,
     )
     mount.start()
-    _tame_collector()
+    tame_collector()
     ready()
     return mount.run()
 
 
-def _tame_collector() -> None:
+def tame_collector() -> None:
     """What was imported lives for ever, and serving makes no cycles: looking for them costs more than it finds."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
 
 
-def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoint: str, *, detached: bool) -> int:
+def watched(serve: background.ServeFunction, ready: background.Ready, mountpoint: str, *, detached: bool) -> int:
     """auto_unmount: a process that outlives the daemon, however that ends, and clears the mount.
 
     fusermount3 has an option of that name, which before libfuse 3.15 does nothing without allow_other.
@@ -165,7 +166,7 @@ def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoin
             raise UserError("ended before the mount was ready", exitcodes.INTERRUPTED)
         return serve(ready)
     if detached:
-        _log_in_background()
+        log_in_background()
         background.close_streams()
     for number in background.ENDING:
         signal.signal(number, lambda number, frame: os.kill(daemon, number))
@@ -179,7 +180,8 @@ def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoin
     return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else exitcodes.SERVING
 
 
-def _see_that_it_answers(mountpoint: str) -> None:
+def see_that_it_answers(mountpoint: str) -> None:
+    """The starter's last look; UserError, and no mount, where the daemon does not serve."""
     try:
         os.stat(mountpoint)
     except OSError as error:
