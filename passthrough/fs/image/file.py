@@ -7,14 +7,12 @@ out before others go on, since a dirty page around it would overwrite what direc
 import errno
 import os
 import stat
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from ... import syscalls
 from ...filesystem import failure
 from ...protocol.values import Buffers, FileRange, Fill
 from . import blkdev
+from .aligned import Gate
 from .source import BlockSource, CacheMode, Extent
 
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE = 0x01, 0x02, 0x10
@@ -54,7 +52,7 @@ class RawFile(BlockSource):
         self.writable = writable
         self.alignment = 1
         self._unit = self._direct_unit() if direct >= 0 else 1
-        self._gate = _Gate()
+        self._gate = Gate()
         if cache in (CacheMode.WRITEBACK,):
             self.descriptor = fd
 
@@ -244,39 +242,3 @@ class BlockDevice(RawFile):
     def preallocate(self, offset: int, length: int) -> None:
         """As resize()."""
         raise failure(errno.EOPNOTSUPP)
-
-
-class _Gate:
-    """Many at once, or one alone. Cheap while nobody wants to be alone is not needed: O_DIRECT waits for a disk."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._inside = 0
-        self._alone = False
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Together with others who share."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._alone)
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """When nobody else is inside."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._alone)
-            self._alone = True
-            self._changed.wait_for(lambda: self._inside == 0)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._alone = False
-                self._changed.notify_all()

@@ -5,6 +5,7 @@ format the next time: a qcow2 header names a backing file of the writer's choice
 image that is not written, and raw only where no other format's header is found.
 """
 
+import importlib.util
 import os
 import re
 import stat
@@ -64,17 +65,43 @@ def _open(request: ImageRequest) -> BlockSource:
     if request.is_nbd:
         if request.format not in (None, "raw"):
             raise ImageError(f"{request.image}: an NBD server gives the raw image; --format is for files")
-        from .nbd import connect
-
-        return connect(request)
+        return _connect(request)
     mode = _mode_of(request.image)
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         raise ImageError(f"{request.image}: an image is a regular file, a block device or an NBD URI")
-    if _format(request) == "raw":
+    kind = _format(request)
+    if kind == "raw":
         return _raw(request)
+    _need_libnbd(request)
     from .qemu import serve
 
-    return serve(request, _format(request))
+    return serve(
+        request.image,
+        kind,
+        writable=request.writes_image,
+        cache=request.cache,
+        key_file=request.key_file,
+        connections=request.connections,
+    )
+
+
+def _connect(request: ImageRequest) -> BlockSource:
+    _need_libnbd(request)
+    from .nbd import connect
+
+    return connect(
+        request.image,
+        writable=request.writes_image,
+        cache=request.cache,
+        connections=request.connections,
+        reconnect_s=request.reconnect_delay,
+    )
+
+
+def _need_libnbd(request: ImageRequest) -> None:
+    """It is asked for when it is needed, since raw images do without."""
+    if importlib.util.find_spec("nbd") is None:
+        raise ImageError(f"{request.image}: needs libnbd's Python module: apt install python3-libnbd")
 
 
 def _mode_of(path: str) -> int:

@@ -31,7 +31,7 @@ class Overlay(BlockSource):
         self._size = base.size
         self.optimal = BLOCK
         directory = os.environ.get("TMPDIR") or "/var/tmp"
-        self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - it lives as long as we do
+        self._file = tempfile.TemporaryFile(dir=directory, buffering=0)
         self._fd = self._file.fileno()
         os.ftruncate(self._fd, self._size)
         self._blocks = bytearray(-(-self._size // BLOCK))
