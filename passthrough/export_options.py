@@ -135,7 +135,8 @@ EXPORT_OPTIONS: tuple[Option, ...] = (
     Option(
         "cache",
         "cache",
-        "How the image's data is cached where it lies: writeback (the default), none, writethrough, directsync or unsafe.",
+        "How the image's data is cached where it lies: writeback (the default), none, writethrough, directsync or "
+        "unsafe.",
         parse=one_of(CacheMode),
         metavar="MODE",
     ),

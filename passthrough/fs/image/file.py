@@ -53,7 +53,7 @@ class RawFile(BlockSource):
         self.alignment = 1
         self._unit = self._direct_unit() if direct >= 0 else 1
         self._gate = Gate()
-        if cache in (CacheMode.WRITEBACK,):
+        if cache is CacheMode.WRITEBACK:
             self.descriptor = fd
 
     def _direct_unit(self) -> int:
@@ -62,8 +62,8 @@ class RawFile(BlockSource):
 
     @property
     def size(self) -> int:
-        """As it is now: others may have changed it."""
-        return os.fstat(self._fd).st_size
+        """As it is now: others may have changed it. The descriptor's position means nothing to anybody."""
+        return os.lseek(self._fd, 0, os.SEEK_END)
 
     def read(self, offset: int, size: int) -> FileRange | Fill:
         """One preadv by the transport, unless the request is not aligned for O_DIRECT."""

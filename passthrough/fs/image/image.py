@@ -68,7 +68,7 @@ class ImageConfig:
 class Image(FileSystem):
     """One image as one file. The source is closed by destroy()."""
 
-    flags = c.FUSE_ASYNC_READ | c.FUSE_BIG_WRITES | c.FUSE_ASYNC_DIO | c.FUSE_MAX_PAGES | c.FUSE_DIRECT_IO_ALLOW_MMAP
+    flags = c.FUSE_ASYNC_READ | c.FUSE_ATOMIC_O_TRUNC | c.FUSE_BIG_WRITES | c.FUSE_ASYNC_DIO | c.FUSE_MAX_PAGES | c.FUSE_DIRECT_IO_ALLOW_MMAP
 
     def __init__(self, source: BlockSource, config: ImageConfig) -> None:
         self.source = source
@@ -222,7 +222,10 @@ class Image(FileSystem):
     # Opening
 
     def open(self, ctx: Context, nodeid: int, flags: int, open_flags: int) -> Opened:
-        """A handle. EACCES for writing where the export is read-only; root's own rights do not open it either."""
+        """A handle. EACCES for writing where the export is read-only; root's own rights do not open it either.
+
+        O_TRUNC cuts nothing off, as on a disk: cp(1) and dd(1) say it who mean to write over an image.
+        """
         self._root(nodeid)
         reads = flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC
         if not reads and not self.config.writable:
