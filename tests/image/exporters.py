@@ -93,9 +93,9 @@ def make(kind: str, harness: Harness, content: bytes, holes: Sequence[tuple[int,
     socket = base / "socket"
     uri = f"nbd+unix:///?socket={socket}"
     nbd = (f"nbd,server.type=unix,server.path={socket},node-name=n",)
-    if kind == "raw":
+    if kind in RAW:
         blockdev = (f"file,filename={file},node-name=f,discard=unmap", "raw,file=f,node-name=n,discard=unmap")
-        return Image(str(file), ("--format=raw",), blockdev, file)
+        return Image(str(file), ("--format=raw", *RAW[kind]), blockdev, file)
     if kind == "loop":
         device = servers.loop(file)
         return Image(str(device), ("--format=raw",), (f"host_device,filename={device},node-name=n,discard=unmap",), file)
@@ -116,7 +116,14 @@ def make(kind: str, harness: Harness, content: bytes, holes: Sequence[tuple[int,
     return Image(str(qcow), ("--format=qcow2",), blockdev, qcow)
 
 
-KINDS = ("raw", "loop", "nbdkit-file", "nbdkit-memory", "qemu-nbd", "qcow2")
+RAW: dict[str, tuple[str, ...]] = {
+    "raw": (),
+    "raw-daemon": ("--passthrough=off",),
+    "raw-direct": ("--cache=none",),
+    "raw-window": ("--offset=0", f"--size={MIB}"),
+}
+"""Ways to a raw file: by the kernel, by the daemon, past the page cache, as a part of an image."""
+KINDS = (*RAW, "loop", "nbdkit-file", "nbdkit-memory", "qemu-nbd", "qcow2")
 
 
 def target(harness: Harness, name: str = "file") -> Path:

@@ -15,11 +15,13 @@ from tests.mounted.harness import ROOT, Harness
 from . import cases
 from .exporters import EXPORTERS, KINDS, make
 
+FILES = ("raw", "raw-daemon", "raw-direct")
+"""Images whose length can be changed."""
 GROUPS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "read-only": (cases.READ_ONLY, {"writable": False, "growable": False, "allow_other": "auto"}, KINDS),
     "writable": (cases.WRITABLE, {"writable": True, "growable": False, "allow_other": "auto"}, KINDS),
-    "resizing": (cases.RESIZING, {"writable": True, "growable": False, "allow_other": "auto"}, ("raw",)),
-    "growable": (cases.GROWING | cases.RESIZING, {"writable": True, "growable": True, "allow_other": "auto"}, ("raw",)),
+    "resizing": (cases.RESIZING, {"writable": True, "growable": False, "allow_other": "auto"}, FILES),
+    "growable": (cases.GROWING | cases.RESIZING, {"writable": True, "growable": True, "allow_other": "auto"}, FILES),
     "alone": (cases.ALONE, {"writable": True, "growable": False, "allow_other": "off"}, KINDS),
 }
 RUNS = [(kind, group) for group, (_, _, kinds) in GROUPS.items() for kind in kinds]

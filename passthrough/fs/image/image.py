@@ -109,6 +109,7 @@ class Image(FileSystem):
             if not self._backing_id and self._kernel is not None:
                 try:
                     self._backing_id = kernel.open_backing(descriptor)
+                    self._backed_mtime = self.source.mtime_ns()
                 except OSError as error:
                     self._kernel = None  # and so for all later opens: the kernel wants them alike
                     log.warning("kernel passthrough is refused (%s): data passes through the daemon", error.strerror)
@@ -299,9 +300,7 @@ class Image(FileSystem):
         if self._backing_id and self.config.writable:
             seen = self.source.mtime_ns()
             if seen != self._backed_mtime:
-                if self._backed_mtime >= 0:
-                    self._mtime = self._ctime = seen
-                self._backed_mtime = seen
+                self._mtime = self._ctime = self._backed_mtime = seen
 
     def fallocate(self, ctx: Context, nodeid: int, fh: int, offset: int, length: int, mode: int) -> None:
         """Room at the end (mode 0), a hole, or zeros; every other mode is EOPNOTSUPP."""
