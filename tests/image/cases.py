@@ -222,7 +222,10 @@ WRITABLE: dict[str, Callable[[Path], Any]] = {
     "rw: fallocate below the end": lambda file: fallocate(file, 0, 0, 4096),
     "rw: fallocate of what is there, size kept": lambda file: fallocate(file, KEEP, 0, 4096),
     "rw: punch a hole": lambda file: zeroed(file, PUNCH | KEEP, 65536, 65536),
-    "rw: the hole can be found": lambda file: (fallocate(file, PUNCH | KEEP, 65536, 65536), seek(file, 0, os.SEEK_HOLE)),
+    "rw: the hole can be found": lambda file: (
+        fallocate(file, PUNCH | KEEP, 65536, 65536),
+        seek(file, 0, os.SEEK_HOLE),
+    ),
     "rw: punch across the end": lambda file: zeroed(file, PUNCH | KEEP, SIZE - 65536, 131072),
     "rw: punch without keeping the size": lambda file: fallocate(file, PUNCH, 0, 4096),
     "rw: punch an odd range": lambda file: zeroed(file, PUNCH | KEEP, 1001, 7777),

@@ -98,7 +98,9 @@ def make(kind: str, harness: Harness, content: bytes, holes: Sequence[tuple[int,
         return Image(str(file), ("--format=raw", *RAW[kind]), blockdev, file)
     if kind == "loop":
         device = servers.loop(file)
-        return Image(str(device), ("--format=raw",), (f"host_device,filename={device},node-name=n,discard=unmap",), file)
+        return Image(
+            str(device), ("--format=raw",), (f"host_device,filename={device},node-name=n,discard=unmap",), file
+        )
     if kind == "nbdkit-file":
         servers.nbdkit(socket, "file", file)
         return Image(uri, (), nbd, file)

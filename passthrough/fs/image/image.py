@@ -68,7 +68,14 @@ class ImageConfig:
 class Image(FileSystem):
     """One image as one file. The source is closed by destroy()."""
 
-    flags = c.FUSE_ASYNC_READ | c.FUSE_ATOMIC_O_TRUNC | c.FUSE_BIG_WRITES | c.FUSE_ASYNC_DIO | c.FUSE_MAX_PAGES | c.FUSE_DIRECT_IO_ALLOW_MMAP
+    flags = (
+        c.FUSE_ASYNC_READ
+        | c.FUSE_ATOMIC_O_TRUNC
+        | c.FUSE_BIG_WRITES
+        | c.FUSE_ASYNC_DIO
+        | c.FUSE_MAX_PAGES
+        | c.FUSE_DIRECT_IO_ALLOW_MMAP
+    )
 
     def __init__(self, source: BlockSource, config: ImageConfig) -> None:
         self.source = source

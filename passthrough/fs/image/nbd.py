@@ -6,6 +6,7 @@ written, and where there is no base:allocation all is data.
 
 import errno
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +16,13 @@ from ...filesystem import failure
 from ...protocol.values import Answer, Buffers, Later
 from .aligned import Aligned
 from .connection import Attach, Connection, Issue, Request
-from .source import BlockSource, CacheMode, Extent, ImageError
+from .source import BlockSource, CacheMode, Extent, ImageError, count_data
 
 _MOST = 1 << 30
 """Zeroing and asking in pieces of this many bytes: lengths have 32 bits."""
 _LARGEST = 32 << 20  # of a read or write, where the server does not say (proto.md, "Block size constraints")
 _ZEROS = bytes(1 << 20)
+_COUNT_S = 1.0
 
 
 class NbdSource(BlockSource):
@@ -38,7 +40,7 @@ class NbdSource(BlockSource):
         """attach connects a fresh handle; nbd.Error where the first one cannot be, ImageError for what it leads to."""
         handle = nbd.NBD()
         attach(handle)
-        self._size = handle.get_size()
+        self._size: int = handle.get_size()
         self.alignment = max(1, handle.get_block_size(nbd.SIZE_MINIMUM))
         self.optimal = max(4096, handle.get_block_size(nbd.SIZE_PREFERRED))
         self._largest = handle.get_block_size(nbd.SIZE_MAXIMUM) or _LARGEST
@@ -50,6 +52,7 @@ class NbdSource(BlockSource):
         self._cache = cache
         self._can_flush, self._can_zero, self._can_fua = handle.can_flush(), handle.can_zero(), handle.can_fua()
         self._has_status = handle.can_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+        self._counted = (-_COUNT_S, 0)
         count = connections if handle.can_multi_conn() else 1
         self._connections = [Connection(handle, attach, self._differs, reconnect_s)]
         try:
@@ -100,7 +103,7 @@ class NbdSource(BlockSource):
         def begin(room: memoryview, answer: Answer) -> None:
             target = room[:size]
             self._start(
-                lambda handle, completion: handle.aio_pread(target, offset, completion),
+                _reading(target, offset),
                 lambda number: answer(-number if number else size),
             )
 
@@ -111,7 +114,7 @@ class NbdSource(BlockSource):
         done, total = 0, len(buffer)
         while done < total:
             part, at = buffer[done : done + self._largest], offset + done
-            self._ask(lambda handle, completion, part=part, at=at: handle.aio_pread(part, at, completion))
+            self._ask(_reading(part, at))
             done += len(part)
         return total
 
@@ -125,7 +128,7 @@ class NbdSource(BlockSource):
 
         def begin(room: memoryview, answer: Answer) -> None:
             self._start(
-                lambda handle, completion: handle.aio_pwrite(source, offset, completion, flags),
+                _writing(source, offset, flags),
                 lambda number: answer(-number if number else total),
             )
 
@@ -137,7 +140,7 @@ class NbdSource(BlockSource):
         for whole in data:
             for first in range(0, len(whole), self._largest):
                 part, at = whole[first : first + self._largest], offset + done
-                self._ask(lambda handle, completion, part=part, at=at: handle.aio_pwrite(part, at, completion))
+                self._ask(_writing(part, at))
                 done += len(part)
         if self._cache.through:
             self.flush()
@@ -150,12 +153,9 @@ class NbdSource(BlockSource):
         while offset < end:
             count = min(end - offset, _MOST if self._can_zero else min(len(_ZEROS), self._largest))
             if self._can_zero:
-                self._ask(
-                    lambda handle, completion, count=count, at=offset: handle.aio_zero(count, at, completion, flags)
-                )
+                self._ask(_zeroing(count, offset, flags))
             else:
-                part = memoryview(_ZEROS)[:count]
-                self._ask(lambda handle, completion, part=part, at=offset: handle.aio_pwrite(part, at, completion))
+                self._ask(_writing(memoryview(_ZEROS)[:count], offset))
             offset += count
         if self._cache.through:
             self.flush()
@@ -185,10 +185,29 @@ class NbdSource(BlockSource):
             at += 2
         return Extent(min(size, length), not zero)
 
+    def allocated(self) -> int:
+        """What the server says is data, asked at most once a second: programs look for holes where this is less."""
+        now = time.monotonic()
+        if now >= self._counted[0] + _COUNT_S:
+            self._counted = now, count_data(self) if self._has_status else self._size
+        return self._counted[1]
+
     def close(self) -> None:
         """Goodbye to the server."""
         for connection in self._connections:
             connection.close()
+
+
+def _reading(target: memoryview, offset: int) -> Issue:
+    return lambda handle, completion: handle.aio_pread(target, offset, completion)
+
+
+def _writing(source: memoryview | bytes, offset: int, flags: int = 0) -> Issue:
+    return lambda handle, completion: handle.aio_pwrite(source, offset, completion, flags)
+
+
+def _zeroing(count: int, offset: int, flags: int) -> Issue:
+    return lambda handle, completion: handle.aio_zero(count, offset, completion, flags)
 
 
 def _load(connection: Connection) -> int:

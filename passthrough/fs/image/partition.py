@@ -66,7 +66,8 @@ def _mbr(source: BlockSource) -> Table:
 def _logical(source: BlockSource, base: int, extent: int) -> Table:
     """Each table in the chain has one partition, relative to itself, and a link, relative to the extended one."""
     found: Table = {}
-    at, seen = base, set()
+    at = base
+    seen: set[int] = set()
     while at not in seen and len(seen) < _MOST_LOGICAL:
         seen.add(at)
         entries = _entries(read_all(source, at * 512, 512))

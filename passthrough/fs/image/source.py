@@ -118,6 +118,18 @@ class BlockSource:
         """No further requests: let go of everything."""
 
 
+def count_data(source: BlockSource, most: int = 64) -> int:
+    """How many bytes of the source are data, by its status; after `most` questions the rest counts as data."""
+    found, offset, size = 0, 0, source.size
+    for _ in range(most):
+        if offset >= size:
+            return found
+        extent = source.status(offset, size - offset)
+        found += extent.length if extent.data else 0
+        offset += extent.length
+    return found + max(0, size - offset)
+
+
 def read_all(source: BlockSource, offset: int, size: int) -> bytes:
     """A small piece, as bytes; shorter at the end."""
     size = max(0, min(size, source.size - offset))

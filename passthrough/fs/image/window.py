@@ -1,7 +1,7 @@
 """A part of an image, from an offset for a length: a partition, or what --offset and --size say."""
 
 from ...protocol.values import Buffers, FileRange, Fill, Later
-from .source import BlockSource, Extent
+from .source import BlockSource, Extent, count_data
 
 
 class Window(BlockSource):
@@ -54,12 +54,7 @@ class Window(BlockSource):
 
     def allocated(self) -> int:
         """What the window's data takes, as far as the source can tell it."""
-        found, offset, size = 0, 0, self.size
-        while offset < size:
-            extent = self.status(offset, size - offset)
-            found += extent.length if extent.data else 0
-            offset += extent.length
-        return found
+        return count_data(self)
 
     def close(self) -> None:
         """The source goes."""
