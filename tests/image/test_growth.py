@@ -126,7 +126,7 @@ def test_many_writers_at_the_end(fixed: tuple[Path, Path, Path]) -> None:
         fd = os.open(file, os.O_WRONLY)
         for number in range(200):
             try:
-                os.pwrite(fd, bytes(4096), SIZE - 2048 + (seed * 7 + number) % 4096)
+                os.pwrite(fd, bytes(4096), SIZE - 2048 + (seed * 7 + number * 31) % 4096)
             except OSError as error:
                 errors.add(error.errno)
         os.close(fd)
