@@ -61,6 +61,8 @@ def _serve(wanted: ImageRequest, file: str, options: ExportOptions, ready: backg
     try:
         if options.passthrough is Choice.ON and source.descriptor is None:
             raise UserError("passthrough=on: the kernel takes raw images in regular files alone", exitcodes.SOURCE)
+        if options.growable and not source.resizable:
+            raise UserError(f"growable: the length of {wanted.image} cannot be changed from here", exitcodes.SOURCE)
         _enter_sandbox()
         image = Image(source, options.image(os.getuid(), os.getgid()))
         mount = _mounted(image, wanted.image, file, options)

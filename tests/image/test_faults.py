@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_killed_under_load_it_has_lost_nothing_that_was_acknowledged(harness: Ha
         os.kill(mount.pid, signal.SIGKILL)
         assert ended(mount.pid)
     assert all(ended(int(child)) for child in children), "qemu-nbd ends with us"
-    with pytest.raises(OSError, match="not connected|abort"):
+    with pytest.raises(OSError, match=r"not connected|abort"):
         os.open(mount.point, os.O_RDONLY)
     mount.umount()
     assert mount.point.read_bytes() == b"covered"
@@ -118,6 +119,10 @@ def _verify(file: Path, *more: str) -> "subprocess.Popen[bytes]":
     )  # fmt: skip
 
 
+def _moved_on(image: Path, before: int, writer: "subprocess.Popen[bytes]") -> bool:
+    return image.stat().st_mtime_ns > before or writer.poll() is not None
+
+
 def test_an_nbd_server_that_is_killed_and_restarted_costs_nothing(harness: Harness) -> None:
     base = harness.directory("image")
     raw, socket = raw_file(base / "raw", bytes(24 * MIB)), base / "socket"
@@ -127,7 +132,7 @@ def test_an_nbd_server_that_is_killed_and_restarted_costs_nothing(harness: Harne
     with _verify(mount.point, "--rate_iops=2000,2000") as fio:
         for _ in range(4):
             before = raw.stat().st_mtime_ns
-            wait_until(lambda before=before: raw.stat().st_mtime_ns > before or fio.poll() is not None, "fio writes")
+            wait_until(partial(_moved_on, raw, before, fio), "fio writes")
             assert fio.poll() is None
             server.kill()
             server.wait(TIMEOUT_S)
@@ -190,6 +195,18 @@ def _small(harness: Harness, size: str = "4M") -> Path:
     return point
 
 
+def _fill(fd: int, size: int) -> int:
+    """Write until there is no room, and how much there was."""
+    written = 0
+    try:
+        while written < size:
+            written += os.pwrite(fd, pattern(65536), written)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+    return written
+
+
 @pytest.mark.parametrize("options", [(), ("--passthrough=off",), ("--growable",)], ids=str)
 def test_no_space_where_the_image_lies(harness: Harness, options: tuple[str, ...]) -> None:
     image = _small(harness) / "image"
@@ -198,11 +215,7 @@ def test_no_space_where_the_image_lies(harness: Harness, options: tuple[str, ...
     file = export(harness, image, "--writable", "--format=raw", *options).point
     fd = os.open(file, os.O_RDWR)
     try:
-        written = 0
-        with pytest.raises(OSError, match="No space"):
-            while written < 16 * MIB:
-                written += os.pwrite(fd, pattern(65536), written)
-        assert written >= 2 * MIB
+        assert 2 * MIB <= _fill(fd, 16 * MIB) < 16 * MIB
         assert os.pread(fd, 65536, 0) == pattern(65536)
         assert file.stat().st_size == 16 * MIB
         assert os.pwrite(fd, b"still", 0) == 5
@@ -216,9 +229,7 @@ def test_no_space_for_qcow2(harness: Harness) -> None:
     mount = export(harness, image, "--format=qcow2", "--writable")
     fd = os.open(mount.point, os.O_RDWR)
     try:
-        with pytest.raises(OSError, match="No space"):
-            for number in range(64):
-                os.pwrite(fd, pattern(MIB), number * MIB)
+        assert _fill(fd, 64 * MIB) < 5 * MIB
         assert os.pread(fd, 4096, 0) == pattern(MIB)[:4096]
     finally:
         with contextlib.suppress(OSError):
@@ -229,10 +240,9 @@ def test_no_space_for_qcow2(harness: Harness) -> None:
 def test_a_truncated_qcow2(harness: Harness) -> None:
     image = make("qcow2", harness, pattern(4 * MIB))
     whole = image.path.read_bytes()
-    for length in (8, 200, 65536 + 10):
-        image.path.write_bytes(whole[:length])
-        line = refusal(run("export", "--format=qcow2", image.path, target(harness)), 10)
-        assert str(image.path) in line
+    image.path.write_bytes(whole[:8])
+    line = refusal(run("export", "--format=qcow2", image.path, target(harness)), 10)
+    assert str(image.path) in line
     image.path.write_bytes(whole[: len(whole) // 2])
     mount = export(harness, image.path, "--format=qcow2")
     fd = os.open(mount.point, os.O_RDONLY)
@@ -288,5 +298,3 @@ def test_a_mount_that_is_dead_is_named_and_cleared(harness: Harness) -> None:
     assert "passthrough umount" in refusal(run("export", "--format=raw", image, mount.point), 11)
     mount.umount()
     assert mount.point.read_bytes() == b"covered"
-
-

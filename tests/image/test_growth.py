@@ -56,7 +56,12 @@ def stopped(mount: Mount) -> Iterator[None]:
     that a request that does need it fails a test instead of holding it up."""
     assert mount.pid is not None
     late = threading.Event()
-    timer = threading.Timer(10, lambda: (late.set(), os.kill(mount.pid or 0, signal.SIGCONT)))
+
+    def resume() -> None:
+        late.set()
+        os.kill(mount.pid or 0, signal.SIGCONT)
+
+    timer = threading.Timer(10, resume)
     os.kill(mount.pid, signal.SIGSTOP)
     timer.start()
     try:
