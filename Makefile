@@ -12,9 +12,9 @@ SBINDIR ?= /sbin
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 
-RUN_PACKAGES := fuse3 python3-venv python3-cap-ng python3-prctl python3-llfuse python3-seccomp python3-libnbd
-TEST_PACKAGES := acl attr btrfs-progs e2fsprogs fio gcc git libc6-dev libfuse3-dev make man-db mount passwd pkg-config \
-	rsync sqlite3 uidmap util-linux xfsprogs
+RUN_PACKAGES := fuse3 python3-venv python3-cap-ng python3-prctl python3-llfuse python3-seccomp python3-libnbd qemu-utils
+TEST_PACKAGES := acl attr btrfs-progs e2fsprogs fdisk fio gcc git libc6-dev libfuse3-dev libnbd-bin make man-db mount nbdkit \
+	passwd pkg-config qemu-system-common rsync sqlite3 uidmap util-linux xfsprogs
 
 export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -28,7 +28,7 @@ install_missing = @set -e; packages="$(strip $(call missing,$(1)))"; if [ -n "$$
 	echo "installing: $$packages" >&2; \
 	apt-get -qq update && apt-get -qq install -y --no-install-recommends $$packages >/dev/null; fi
 
-.PHONY: help mount umount test bench install uninstall clean
+.PHONY: help mount umount test bench bench-image install uninstall clean
 help:
 	@sed -n 's/^# \(sudo make\)/\1/p' Makefile
 
@@ -43,6 +43,9 @@ umount:
 
 test: $(VENV)/test.stamp
 	@$(BIN)/python -m pytest $(TESTS)
+
+bench-image: $(VENV)/test.stamp
+	@$(BIN)/python -m bench.image $(BENCH)
 
 bench: $(VENV)/test.stamp
 	$(call install_missing,bindfs)

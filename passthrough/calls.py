@@ -17,7 +17,7 @@ from .protocol.negotiation import Agreement
 from .protocol.operations import BY_NAME, OPCODE_LIMIT, OPERATIONS, Operation
 from .protocol.replies import encoder, join_names, put_attr, put_entry, put_ioctl, put_text, put_xattr
 from .protocol.requests import Decoder, decoder, read_forgets, read_name, split_name
-from .protocol.values import Buffers, Context, FileLock, FileRange, SetAttr
+from .protocol.values import Answer, Buffers, Context, FileLock, FileRange, Fill, Later, SetAttr
 
 
 class Channel(Protocol):
@@ -28,6 +28,10 @@ class Channel(Protocol):
 
     def pull(self, source: FileRange) -> int:
         """Read the file's bytes straight to where the body goes and return how many there were."""
+
+    def keep(self, unique: int) -> tuple[memoryview, Answer]:
+        """Keep this request open, its payload as it is, and room for the body of its reply; the function answers it,
+        from any thread, with the length of that body or with -errno."""
 
     def defer(self, unique: int) -> Callable[[int], None]:
         """Keep this request open; the function that is returned answers it, from any thread, with 0 or -errno."""
@@ -156,15 +160,32 @@ def _batch_forget(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Cal
 def _read(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
     unpack, limit = layout.struct.unpack_from, _reply_limit(agreement)
 
-    def call(ctx: Context, nodeid: int, args: memoryview, at: int, *rest: Any) -> int:
+    def call(ctx: Context, nodeid: int, args: memoryview, at: int, *rest: Any) -> int | None:
         channel: Channel = rest[3]
         fh, offset, size, _read_flags, _lock_owner, flags = unpack(args, at)
         if size > limit or offset + size >= 1 << 63:
             raise RequestError(f"READ of {size} bytes at {offset}")
         found = fs.read(ctx, nodeid, fh, offset, size, flags)
-        return channel.pull(found) if isinstance(found, FileRange) else put_text(channel.body, found[:size])
+        if isinstance(found, FileRange):
+            return channel.pull(found)
+        if isinstance(found, Later):
+            _begin(found, channel, ctx.unique, size)
+            return None
+        if isinstance(found, Fill):
+            return found.into(channel.body[: min(size, found.size)])
+        return put_text(channel.body, found[:size])
 
     return call
+
+
+def _begin(found: Later, channel: Channel, unique: int, size: int) -> None:
+    room, answer = channel.keep(unique)
+    found.begin(room[:size], answer)
+
+
+def _begin_write(written: Later, channel: Channel, unique: int, encode: Callable[[memoryview, int], int]) -> None:
+    room, answer = channel.keep(unique)
+    written.begin(room, lambda result: answer(encode(room, result) if result >= 0 else result))
 
 
 def _write(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
@@ -181,13 +202,17 @@ def _write(fs: FileSystem, layout: s.Layout, agreement: Agreement) -> Call:
         end: int,
         channel: Channel,
         data: Buffers | None,
-    ) -> int:
+    ) -> int | None:
         fh, offset, size, write_flags, _lock_owner, flags = unpack(args, at)
         held = end - start if data is None else sum(map(len, data))
         if size != held or size > agreement.max_write or offset + size >= 1 << 63:
             raise RequestError(f"WRITE of {size} bytes at {offset} brings {held}")
         buffers = (payload[start:end],) if data is None else data
-        return encode(channel.body, fs.write(ctx, nodeid, fh, offset, buffers, write_flags, flags))
+        written = fs.write(ctx, nodeid, fh, offset, buffers, write_flags, flags)
+        if isinstance(written, Later):
+            _begin_write(written, channel, ctx.unique, encode)
+            return None
+        return encode(channel.body, written)
 
     return call
 

@@ -4,10 +4,12 @@ The FUSE version and features are what the kernel offers in INIT: a mount is mad
 request is read, and it is undone.
 """
 
+import importlib.util
 import os
 import platform
 import resource
 import select
+import shutil
 import tempfile
 from dataclasses import dataclass
 from enum import Enum
@@ -52,6 +54,7 @@ def examine(directory: str) -> list[Finding]:
             offer = _offer()
         except (OSError, UserError) as error:
             found.append(Finding("mount", State.MISSING, f"a trial mount failed: {error}", "mend that, and ask again"))
+    found += [_libnbd(), _qemu_nbd()]
     found += [_version(offer), _passthrough(offer), _io_uring(offer), _namespaces(), _file_handles(directory), _limit()]
     return found
 
@@ -175,6 +178,21 @@ def _limit() -> Finding:
     if hard != resource.RLIM_INFINITY and hard < _FEW_DESCRIPTORS:
         return Finding("open_files", State.LIMITED, detail, "raise it: ulimit -Hn, or LimitNOFILE= of the unit")
     return Finding("open_files", State.OK, detail)
+
+
+def _libnbd() -> Finding:
+    if importlib.util.find_spec("nbd") is None:
+        detail = "libnbd's Python module is not installed: export takes raw files and devices alone"
+        return Finding("libnbd", State.LIMITED, detail, "apt install python3-libnbd")
+    return Finding("libnbd", State.OK, "export takes NBD URIs")
+
+
+def _qemu_nbd() -> Finding:
+    path = shutil.which("qemu-nbd") or shutil.which("qemu-nbd", path="/usr/bin:/usr/local/bin")
+    if path is None:
+        detail = "not installed: export takes no qcow2, vmdk, vdi, vhdx or luks"
+        return Finding("qemu_nbd", State.LIMITED, detail, "apt install qemu-utils")
+    return Finding("qemu_nbd", State.OK, path)
 
 
 def _read(path: str) -> str:

@@ -11,9 +11,9 @@ BUG = 4
 INTERRUPTED = 8
 """Ended by the user before it was done."""
 SOURCE = 10
-"""SRC is missing, is no directory, or cannot be read."""
+"""SRC or IMAGE is missing, is not what can be shared, or cannot be read or written."""
 MOUNTPOINT = 11
-"""MNT is missing, is no directory, is not empty, or is a mount already."""
+"""MNT or FILE is missing, is of the wrong kind, is not empty (MNT), or is a mount already."""
 NO_DEVICE = 12
 """/dev/fuse is not there or cannot be opened."""
 PERMISSION = 13

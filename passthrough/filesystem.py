@@ -28,7 +28,9 @@ from .protocol.values import (
     Entry,
     FileLock,
     FileRange,
+    Fill,
     IoctlReply,
+    Later,
     Opened,
     SetAttr,
     StatFs,
@@ -45,8 +47,10 @@ __all__ = [
     "FileLock",
     "FileRange",
     "FileSystem",
+    "Fill",
     "IoctlReply",
     "Kernel",
+    "Later",
     "Opened",
     "SetAttr",
     "StatFs",
@@ -204,8 +208,11 @@ class FileSystem:
         """O_TMPFILE: a file without a name in this directory (7.37, Linux 6.1); `name` is the kernel's own word."""
         unsupported()
 
-    def read(self, ctx: Context, nodeid: int, fh: int, offset: int, size: int, flags: int) -> bytes | FileRange:
-        """At most size bytes from offset; fewer only at the end. A FileRange lets the transport fetch them itself.
+    def read(
+        self, ctx: Context, nodeid: int, fh: int, offset: int, size: int, flags: int
+    ) -> bytes | FileRange | Fill | Later:
+        """At most size bytes from offset; fewer only at the end. A FileRange lets the transport fetch them itself, a
+        Fill puts them where it wants them, and a Later does so and answers when they are there.
 
         flags are the file's open flags now.
         """
@@ -213,8 +220,10 @@ class FileSystem:
 
     def write(
         self, ctx: Context, nodeid: int, fh: int, offset: int, data: Buffers, write_flags: int, flags: int
-    ) -> int:
+    ) -> int | Later:
         """Write the buffers at offset and return how many bytes went in. flags are the file's open flags now.
+
+        A Later answers with that number when they are in.
 
         FUSE_WRITE_CACHE: a writeback by the kernel, ctx is nobody's. FUSE_WRITE_KILL_SUIDGID: clear SUID and SGID.
         """

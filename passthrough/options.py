@@ -5,7 +5,7 @@ from a long option; the last one wins. Errors are UserErrors that name the optio
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from enum import Enum
@@ -189,7 +189,9 @@ def _id_map(text: str) -> str:
     return text
 
 
-def _one_of(kind: type[Enum]) -> Callable[[str], Any]:
+def one_of(kind: type[Enum]) -> Callable[[str], Any]:
+    """A reader for the values of an enumeration."""
+
     def parse(text: str) -> Any:
         try:
             return kind(text)
@@ -204,14 +206,14 @@ SANDBOX_OPTIONS: tuple[Option, ...] = (
         "sandbox",
         "sandbox",
         "How the daemon is kept from all else on the machine: namespace (the default), chroot, landlock or none.",
-        parse=_one_of(SandboxMode),
+        parse=one_of(SandboxMode),
         metavar="MODE",
     ),
     Option(
         "landlock",
         "landlock",
         "Whether Landlock comes on top of another mode: auto (where the kernel has it; the default), on or off.",
-        parse=_one_of(Choice),
+        parse=one_of(Choice),
         metavar="WHEN",
     ),
     Option(
@@ -219,7 +221,7 @@ SANDBOX_OPTIONS: tuple[Option, ...] = (
         "seccomp",
         "What becomes of unexpected system calls of the daemon: none (no filter), log, errno (the default: refused, or "
         "killed for an attack) or kill.",
-        parse=_one_of(SeccompMode),
+        parse=one_of(SeccompMode),
         metavar="MODE",
     ),
     Option(
@@ -295,7 +297,7 @@ OPTIONS: tuple[Option, ...] = (
         "cache",
         "cache",
         "What the kernel may remember: never, metadata, auto (the default) or always.",
-        parse=_one_of(Cache),
+        parse=one_of(Cache),
         metavar="MODE",
     ),
     Option(
@@ -325,7 +327,7 @@ OPTIONS: tuple[Option, ...] = (
         "passthrough",
         "passthrough",
         "Whether the kernel reads and writes SRC's files itself: auto (where it can; the default), on or off.",
-        parse=_one_of(Choice),
+        parse=one_of(Choice),
         metavar="WHEN",
     ),
     Option(
@@ -333,7 +335,7 @@ OPTIONS: tuple[Option, ...] = (
         "io_uring",
         "Whether requests come by FUSE over io_uring, each on the CPU that asked: auto (where the kernel offers it; "
         "the default), on or off.",
-        parse=_one_of(Choice),
+        parse=one_of(Choice),
         metavar="WHEN",
     ),
     Option("xattr", "xattr", "Extended attributes are those of SRC (the default); no_xattr: there are none."),
@@ -361,7 +363,7 @@ OPTIONS: tuple[Option, ...] = (
         "readdirplus",
         "Whether listing brings attributes along: no, auto (when the program asks for them; the default, but for "
         "cache=never) or always.",
-        parse=_one_of(ReaddirPlus),
+        parse=one_of(ReaddirPlus),
         metavar="WHEN",
     ),
     Option(
@@ -403,18 +405,25 @@ def split_words(text: str) -> list[Setting]:
 
 def collect(settings: Iterable[Setting], *, sloppy: bool = False) -> MountOptions:
     """The options that these settings add up to; sloppy (mount -s) passes over unknown words."""
+    options = replace(MountOptions(), **gather(settings, _BY_WORD, "mount", sloppy=sloppy))
+    _check(options)
+    return options
+
+
+def gather(
+    settings: Iterable[Setting], rows: Mapping[str, Option], command: str, *, sloppy: bool = False
+) -> dict[str, Any]:
+    """The fields that these settings set, by the rows of a command's options."""
     values: dict[str, Any] = {}
     for word, text in settings:
-        option = _BY_WORD.get(word)
+        option = rows.get(word)
         if option is None:
             if sloppy:
                 continue
-            raise UserError(f"unknown option: {word}; passthrough mount --help lists them", exitcodes.USAGE)
+            raise UserError(f"unknown option: {word}; passthrough {command} --help lists them", exitcodes.USAGE)
         value = _value(option, text)
         values[option.field] = (*values.get(option.field, ()), value) if option.many else value
-    options = replace(MountOptions(), **values)
-    _check(options)
-    return options
+    return values
 
 
 def _value(option: Option, text: str | None) -> Any:
@@ -443,12 +452,17 @@ def _check(options: MountOptions) -> None:
         raise UserError(
             "writeback and passthrough=on exclude each other: the kernel can do one of them", exitcodes.USAGE
         )
+    check_sandbox(options)
+    if options.posix_acl and not options.xattr:
+        raise UserError("posix_acl and no_xattr exclude each other: an access list is an xattr", exitcodes.USAGE)
+    if options.posix_acl and not options.default_permissions:
+        raise UserError("posix_acl and no_default_permissions exclude each other", exitcodes.USAGE)
+
+
+def check_sandbox(options: SandboxOptions) -> None:
+    """Options of the sandbox that contradict each other. UserError names them."""
     if (options.uid_map or options.gid_map) and options.sandbox is not SandboxMode.NAMESPACE:
         raise UserError(
             f"uid_map and gid_map belong to sandbox=namespace, and not to sandbox={options.sandbox.value}",
             exitcodes.USAGE,
         )
-    if options.posix_acl and not options.xattr:
-        raise UserError("posix_acl and no_xattr exclude each other: an access list is an xattr", exitcodes.USAGE)
-    if options.posix_acl and not options.default_permissions:
-        raise UserError("posix_acl and no_default_permissions exclude each other", exitcodes.USAGE)

@@ -42,6 +42,7 @@ class Confinement:
     """What is wanted. Descriptors and paths are those of the process that enters.
 
     path and opened are the share: absolute, without symlinks, and a descriptor of it; None for nothing at all.
+    files are descriptors of single files that Landlock leaves to be opened anew, by the kernel on our behalf, say.
     keep are the descriptors that stay open besides the standard streams; lifeline is one whose other end the parent
     holds. calls, ioctls and socket families are allowed beyond the filter's own list; with families the network stays.
     kernel_backing keeps CAP_SYS_ADMIN, file_handles CAP_DAC_READ_SEARCH and its calls. An ordinary user without id
@@ -56,6 +57,7 @@ class Confinement:
     readonly: bool = False
     receive_mounts: bool = True
     name: str = "daemon"
+    files: frozenset[int] = frozenset()
     keep: frozenset[int] = frozenset()
     lifeline: int | None = None
     nofile: int | None = None
@@ -151,7 +153,7 @@ def plan(wanted: Confinement, prepare: Sequence[Step] = (), left: Left = _STAYS)
 
 def _kept(wanted: Confinement) -> frozenset[int]:
     opened = {fd for fd in (wanted.opened, wanted.lifeline) if fd is not None}
-    return wanted.keep | opened
+    return wanted.keep | wanted.files | opened
 
 
 def _forget_step(opened: int) -> Step:
@@ -161,7 +163,9 @@ def _forget_step(opened: int) -> Step:
 
 def _landlock(wanted: Confinement, share: Share, *, network: bool) -> Plan:
     if wanted.opened is None:
-        return landlocking.plan(None, "nothing", network=network)
+        return landlocking.plan(None, "open files" if wanted.files else "nothing", network=network, files=wanted.files)
     opened = wanted.opened
     said = wanted.path or "the share"
-    return landlocking.plan(lambda: share.root if share.root >= 0 else opened, said, network=network)
+    return landlocking.plan(
+        lambda: share.root if share.root >= 0 else opened, said, network=network, files=wanted.files
+    )

@@ -6,7 +6,7 @@ affair. Version 1 (Linux 5.13) would also forbid moving a file from one director
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from . import syscalls
 from .plan import CallError, Plan, Step
@@ -15,6 +15,7 @@ LEAST_ABI = 2
 # Access rights of linux/landlock.h: bits 0 to 12 are version 1, and how many each later version has.
 _FS_BITS = {2: 14, 3: 15, 4: 15}
 _FS_BITS_SINCE_5 = 16
+_OF_FILES = 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15  # WRITE_FILE, READ_FILE, TRUNCATE, IOCTL_DEV: all that a file can be
 _NET = 0b11  # bind and connect by TCP, version 4
 _SCOPED = 0b11  # abstract UNIX sockets and signals, version 6
 _CAUSE = "Linux 5.19 or newer with CONFIG_SECURITY_LANDLOCK is needed, and `landlock` in its list of LSMs (lsm=)"
@@ -38,13 +39,14 @@ def best_effort() -> str:
     return f"Landlock is of version {abi} here: " + ", ".join(missing) + " restricted" if missing else ""
 
 
-def plan(share: Callable[[], int] | None, said: str, *, network: bool) -> Plan:
-    """share() gives a descriptor of the directory that stays reachable; None: nothing does."""
+def plan(share: Callable[[], int] | None, said: str, *, network: bool, files: Iterable[int] = ()) -> Plan:
+    """share() gives a descriptor of the directory that stays reachable (None: nothing does), and files are descriptors
+    of regular files and devices that do as well."""
     also = "" if network else "; no TCP, no signals and abstract sockets to others"
-    return [Step(f"restrict files to {said} (Landlock){also}", lambda: _restrict(share, network), _CAUSE)]
+    return [Step(f"restrict files to {said} (Landlock){also}", lambda: _restrict(share, tuple(files), network), _CAUSE)]
 
 
-def _restrict(share: Callable[[], int] | None, network: bool) -> None:
+def _restrict(share: Callable[[], int] | None, files: Sequence[int], network: bool) -> None:
     abi = syscalls.landlock_abi()
     if abi < LEAST_ABI:
         raise CallError("landlock_create_ruleset", 95)
@@ -54,6 +56,8 @@ def _restrict(share: Callable[[], int] | None, network: bool) -> None:
     try:
         if share is not None:
             syscalls.landlock_allow_beneath(ruleset, share(), access)
+        for fd in files:
+            syscalls.landlock_allow_beneath(ruleset, fd, access & _OF_FILES)
         syscalls.landlock_restrict_self(ruleset)
     finally:
         os.close(ruleset)

@@ -61,6 +61,12 @@ def _dispatch(program: str, words: list[str]) -> int:
         from . import umount
 
         return umount.run(parsed.mountpoint)
+    if parsed.command == "export":
+        from .. import export_options
+        from . import export
+
+        options = export_options.collect(parsed.settings)
+        return export.run(parsed.image, parsed.file, options, foreground=parsed.foreground)
     from . import doctor
 
     return doctor.run(parsed.directory, as_json=parsed.json)

@@ -39,7 +39,8 @@ class Needs:
     """What one kind of service needs of its sandbox.
 
     path and opened: the shared directory, absolute and without symlinks, and a descriptor of it; None for none.
-    keep: descriptors that the file system holds already. families: of sockets that are made later; the network stays.
+    files: descriptors of single files that the kernel opens anew for us. keep: those that are held already. families:
+    of sockets that are made later; the network stays.
     """
 
     path: str | None = None
@@ -49,6 +50,7 @@ class Needs:
     kernel_backing: bool = False
     file_handles: bool = False
     io_uring: bool = False
+    files: frozenset[int] = frozenset()
     keep: frozenset[int] = frozenset()
     calls: tuple[str, ...] = ()
     ioctls: tuple[int, ...] = ()
@@ -70,6 +72,7 @@ def confinement(options: SandboxOptions, needs: Needs, outside: Channel | None =
         readonly=needs.readonly,
         receive_mounts=needs.receive_mounts,
         name=_NAME,
+        files=needs.files,
         keep=needs.keep,
         lifeline=lifeline,
         nofile=options.rlimit_nofile,
@@ -104,6 +107,18 @@ def _maps(word: str, texts: Sequence[str]) -> tuple[sandbox.IdMap, ...]:
         return tuple(map(sandbox.parse_map, texts))
     except ValueError as error:
         raise UserError(f"option {word}: {error}", exitcodes.USAGE) from None
+
+
+def check_maps(options: SandboxOptions) -> None:
+    """For a mount: the kernel tells its daemon of users by their ids outside. UserError for maps that change them."""
+    for word, texts in ("uid_map", options.uid_map), ("gid_map", options.gid_map):
+        for text in texts:
+            inside, outside, _ = sandbox.parse_map(text)
+            if inside != outside:
+                raise UserError(
+                    f"{word}={text}: with a mount, ids inside and outside must be the same: :{outside}:{outside}:...",
+                    exitcodes.USAGE,
+                )
 
 
 def warn(options: SandboxOptions) -> None:

@@ -1,8 +1,10 @@
 """A FUSE mount as the process outside the sandbox sees it: made, found by `umount`, and undone."""
 
+import contextlib
 import logging
 import os
 
+from .. import exitcodes
 from ..errors import UserError
 from ..transport import mounting
 from ..transport.devfuse import clone
@@ -59,3 +61,13 @@ class MountDoor:
             log.log(logging.ERROR if force and not gone else logging.DEBUG, "unmount: %s", error)
             return gone
         return True
+
+
+def see_that_it_answers(mountpoint: str) -> None:
+    """The starter's last look; UserError, and no mount, where the daemon does not serve."""
+    try:
+        os.stat(mountpoint)
+    except OSError as error:
+        with contextlib.suppress(OSError, UserError):
+            mounting.unmount(mountpoint, lazy=True, force=True)
+        raise UserError(f"{mountpoint}: the mount does not answer: {error.strerror}", exitcodes.SERVING) from error

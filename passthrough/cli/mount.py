@@ -1,7 +1,5 @@
 """passthrough mount: from the options to a mount that answers."""
 
-import contextlib
-import gc
 import logging
 import os
 import re
@@ -19,9 +17,9 @@ from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKIN
 from ..transport import mounting
 from . import background, confine
 from .channel import Channel
-from .door import MountDoor
+from .door import MountDoor, see_that_it_answers
 from .keeper import Daemon, keep
-from .serving import Service, Settings, uring_flags
+from .serving import Service, Settings, tame_collector, uring_flags
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     if stays:
         return begin(lambda: None)
     background.start(begin)
-    _see_that_it_answers(real)
+    see_that_it_answers(real)
     return exitcodes.OK
 
 
@@ -110,7 +108,7 @@ class Share:
             inside, tell = confine.enter(self._options, needs, outside, [*steps, service.step])
 
             def begun() -> None:
-                _tame_collector()
+                tame_collector()
                 streams.inside()
                 tell()
 
@@ -174,9 +172,9 @@ def _within_rights(options: MountOptions) -> MountOptions:
         raise UserError(
             "passthrough=on needs CAP_SYS_ADMIN: mount as root, or use passthrough=auto", exitcodes.PERMISSION
         )
-    _check_maps(options)
+    confine.check_maps(options)
     left_out = []
-    if (options.allow_other or options.allow_root) and not _user_allow_other():
+    if (options.allow_other or options.allow_root) and not user_allow_other():
         left_out.append(f"allow_other (root can allow it: the line user_allow_other in {_FUSE_CONF})")
         options = replace(options, allow_other=False, allow_root=False)
     left_out += [f"{word} (root alone may have it)" for word in ("suid", "dev") if getattr(options, word)]
@@ -186,19 +184,8 @@ def _within_rights(options: MountOptions) -> MountOptions:
     return options
 
 
-def _check_maps(options: MountOptions) -> None:
-    """The kernel tells the daemon of users by their ids outside."""
-    for word, texts in ("uid_map", options.uid_map), ("gid_map", options.gid_map):
-        for text in texts:
-            inside, outside, _ = sandbox.parse_map(text)
-            if inside != outside:
-                raise UserError(
-                    f"{word}={text}: with a mount, ids inside and outside must be the same: :{outside}:{outside}:...",
-                    exitcodes.USAGE,
-                )
-
-
-def _user_allow_other() -> bool:
+def user_allow_other() -> bool:
+    """Whether root lets ordinary users have allow_other."""
     try:
         with open(_FUSE_CONF, encoding="utf-8", errors="replace") as lines:
             return any(line.partition("#")[0].strip() == "user_allow_other" for line in lines)
@@ -217,19 +204,3 @@ def _request(source: str, mountpoint: str, options: MountOptions) -> mounting.Mo
         default_permissions=options.default_permissions,
         max_read=options.max_read,
     )
-
-
-def _tame_collector() -> None:
-    """What was imported lives for ever, and serving makes no cycles: looking for them costs more than it finds."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
-
-
-def _see_that_it_answers(mountpoint: str) -> None:
-    try:
-        os.stat(mountpoint)
-    except OSError as error:
-        with contextlib.suppress(OSError, UserError):
-            mounting.unmount(mountpoint, lazy=True, force=True)
-        raise UserError(f"{mountpoint}: the mount does not answer: {error.strerror}", exitcodes.SERVING) from error

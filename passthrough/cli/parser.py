@@ -6,9 +6,10 @@ from typing import Any, NoReturn
 
 from .. import __version__, exitcodes
 from ..errors import UserError
+from ..export_options import EXPORT_OPTIONS
 from ..options import OPTIONS, Option, Setting, split_words
 
-_MOUNT_EPILOG = "Every option is also a word for -o, with underscores: --allow-other is -o allow_other."
+_EPILOG = "Every option is also a word for -o, with underscores: --allow-other is -o allow_other."
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,8 +44,9 @@ def build() -> Parser:
     parser = Parser(prog="passthrough", description="Share a directory through FUSE.", allow_abbrev=False)
     parser.add_argument("-V", "--version", action="version", version=f"passthrough {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    add_mount(commands.add_parser("mount", help="mount a directory", epilog=_MOUNT_EPILOG, allow_abbrev=False))
+    add_mount(commands.add_parser("mount", help="mount a directory", epilog=_EPILOG, allow_abbrev=False))
     _add_umount(commands.add_parser("umount", help="unmount, and stop the daemon", allow_abbrev=False))
+    add_export(commands.add_parser("export", help="export an image as a file", epilog=_EPILOG, allow_abbrev=False))
     _add_doctor(commands.add_parser("doctor", help="what this kernel and user can have", allow_abbrev=False))
     return parser
 
@@ -59,6 +61,19 @@ def add_mount(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(settings=[])
     group = parser.add_argument_group("mount options")
     for option in OPTIONS:
+        _add_long(group, option)
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """passthrough export."""
+    parser.description = "Export IMAGE as the regular file FILE, which may be IMAGE itself; returns when it answers."
+    parser.add_argument("image", metavar="IMAGE", help="an image file, a block device, or an NBD URI")
+    parser.add_argument("file", metavar="FILE", help="the regular file to mount it on")
+    parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
+    parser.add_argument("-o", action=_Words, metavar="OPTION[,...]", help="export options", default=argparse.SUPPRESS)
+    parser.set_defaults(settings=[])
+    group = parser.add_argument_group("export options")
+    for option in EXPORT_OPTIONS:
         _add_long(group, option)
 
 

@@ -5,7 +5,7 @@ seconds and nanoseconds as on the wire, except where a name ends in _ns.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 NS_PER_S = 1_000_000_000
@@ -198,6 +198,28 @@ class FileRange(NamedTuple):
     offset: int
     size: int
     holder: object = None
+
+
+class Fill(NamedTuple):
+    """Bytes that whoever has them writes where the transport wants them: `into` gets a buffer of `size` bytes or fewer
+    and returns how many it has filled. OSError for failure."""
+
+    into: Callable[[memoryview], int]
+    size: int
+
+
+Answer = Callable[[int], None]
+"""How a request that was left open is answered, once and from any thread: with a number of bytes, or with -errno."""
+
+
+class Later(NamedTuple):
+    """A READ or WRITE that is answered later, so that its thread can take the next one.
+
+    begin(room, answer) starts it. A READ puts its bytes into `room`, as long as the size asked for, before it answers;
+    a WRITE's buffers stay as they are until it has answered. Where begin raises, it has not answered and will not.
+    """
+
+    begin: Callable[[memoryview, Answer], None]
 
 
 class IoctlReply(NamedTuple):

@@ -26,7 +26,7 @@ from ..protocol.operations import BY_NAME
 from ..protocol.replies import put_header
 from ..protocol.requests import read_header
 from ..protocol.structs import FUSE_IN_HEADER, FUSE_WRITE_IN
-from ..protocol.values import FileRange
+from ..protocol.values import Answer, FileRange
 from ..server import Server
 from .mounting import DEVICE
 from .workers import Crew
@@ -58,21 +58,37 @@ class Queue:
         self.forgetful = False
         self._fd = fd
         self._server = server
-        self._request = _buffer(max(payload + _WRITE_PREFIX, FUSE_MIN_READ_BUFFER), _WRITE_PREFIX)
-        self._reply = _buffer(max(payload, 1 << 16) + OUT_HEADER_SIZE, OUT_HEADER_SIZE)
-        self.body = self._reply[OUT_HEADER_SIZE:]
+        self._payload = payload
+        self._spare: list[tuple[memoryview, memoryview]] = []
+        self._kept: set[int] = set()
+        self._take_buffers()
         self.idle = True
         self.served = 0
         self.halted: str | None = None
 
+    def _take_buffers(self) -> None:
+        """For a request and its reply: a pair that a kept request has given back, or a new one."""
+        try:
+            self._request, self._reply = self._spare.pop()
+        except IndexError:
+            self._request = _buffer(max(self._payload + _WRITE_PREFIX, FUSE_MIN_READ_BUFFER), _WRITE_PREFIX)
+            self._reply = _buffer(max(self._payload, 1 << 16) + OUT_HEADER_SIZE, OUT_HEADER_SIZE)
+        self.body = self._reply[OUT_HEADER_SIZE:]
+
+    @property
+    def kept(self) -> int:
+        """How many requests are open that were kept."""
+        return len(self._kept)
+
     def run(self, crew: Crew) -> bool:
         """Serve until the mount is gone (False), or the stream from this descriptor cannot be trusted (True)."""
-        request, handle = self._request, self._server.handle
+        handle = self._server.handle
         while True:
             if crew.crowded:
                 crew.rest(self)
             if crew.stopping:
                 return False
+            request = self._request
             received = self._read(request)
             if received < 0:
                 return self.halted is not None
@@ -107,14 +123,17 @@ class Queue:
 
     def _answer(self, unique: int, length: int) -> bool:
         """Write a reply whose body is in place; False where the mount is gone."""
+        return self._write(self._reply, unique, length)
+
+    def _write(self, reply: memoryview, unique: int, length: int) -> bool:
         if length >= 0:
             size = OUT_HEADER_SIZE + length
-            put_header(self._reply, 0, size, 0, unique)
+            put_header(reply, 0, size, 0, unique)
         else:
             size = OUT_HEADER_SIZE
-            put_header(self._reply, 0, size, length, unique)
+            put_header(reply, 0, size, length, unique)
         try:
-            os.write(self._fd, self._reply[:size])
+            os.write(self._fd, reply[:size])
         except OSError as error:
             return self._survives(error, unique)
         return True
@@ -153,6 +172,20 @@ class Queue:
     def pull(self, source: FileRange) -> int:
         """One preadv from the file to the reply."""
         return os.preadv(source.fd, (self.body[: source.size],), source.offset)
+
+    def keep(self, unique: int) -> tuple[memoryview, Answer]:
+        """The buffers are this request's own until it is answered; the queue goes on with others."""
+        buffers = self._request, self._reply
+        body = self.body
+        self._kept.add(unique)
+        self._take_buffers()
+
+        def answer(length: int) -> None:
+            self._write(buffers[1], unique, length)
+            self._spare.append(buffers)
+            self._kept.discard(unique)
+
+        return body, answer
 
     def defer(self, unique: int) -> Callable[[int], None]:
         """The reply goes to the descriptor that the request came from, as the kernel demands."""

@@ -43,6 +43,7 @@ class MountRequest:
     default_permissions: bool = True
     max_read: int = 0
     nonempty: bool = False
+    kind: int = stat.S_IFDIR  # of the mount's root, and so of what it is mounted on: S_IFREG for a file
 
 
 @dataclass(slots=True)
@@ -96,6 +97,33 @@ def check_mountpoint(path: str, source: str, *, nonempty: bool = False) -> str:
         raise UserError(
             f"{path}: the directory is not empty, and a mount would hide what is in it; "
             "choose an empty one, or say that it is meant: -o nonempty",
+            exitcodes.MOUNTPOINT,
+        )
+    return real
+
+
+def check_file(path: str) -> str:
+    """The same for a mount on a regular file: one mount there, and no second one."""
+    try:
+        real = os.path.realpath(path, strict=True)
+        status = os.stat(real)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            line = f"{path}: the file to mount on does not exist; create an empty one: touch {path}"
+            raise UserError(line, exitcodes.MOUNTPOINT) from error
+        raise _mountpoint_error(path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(
+            f"{path}: is no regular file; an image is mounted on an ordinary file, which may be empty: touch a new one",
+            exitcodes.MOUNTPOINT,
+        )
+    mount = mountinfo.top_mount(real)
+    if mount is not None:
+        if is_dead(real):
+            raise _dead_mount_error(path)
+        raise UserError(
+            f"{path}: {os.strerror(errno.EEXIST)}: something is exported there already ({mount.source}); "
+            f"end that first: passthrough umount {path}",
             exitcodes.MOUNTPOINT,
         )
     return real
@@ -156,7 +184,7 @@ def mount(request: MountRequest) -> Mounted:
 
 def _mount_directly(request: MountRequest) -> Mounted:
     fd = open_device()
-    words = [f"fd={fd}", "rootmode=40000", f"user_id={os.getuid()}", f"group_id={os.getgid()}"]
+    words = [f"fd={fd}", f"rootmode={request.kind:o}", f"user_id={os.getuid()}", f"group_id={os.getgid()}"]
     words += [name for name in ("default_permissions", "allow_other") if getattr(request, name)]
     if request.max_read:
         words.append(f"max_read={request.max_read}")

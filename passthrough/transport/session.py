@@ -136,7 +136,7 @@ class Session:
         return any(queue.failure for queue in self._uring)
 
     def _idle(self) -> bool:
-        return all(queue.idle for queue in self._queues) and all(queue.idle for queue in self._uring)
+        return all(queue.idle and not queue.kept for queue in self._queues) and all(queue.idle for queue in self._uring)
 
     def quiesce(self, timeout: float) -> bool:
         """Wait (at most timeout seconds) until what is in flight is answered; /dev/fuse brings no more."""

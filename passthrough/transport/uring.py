@@ -25,7 +25,7 @@ from ..protocol.operations import BY_NAME
 from ..protocol.replies import put_header
 from ..protocol.requests import Header
 from ..protocol.structs import FUSE_IN_HEADER, FUSE_URING_REQ_HEADER
-from ..protocol.values import FileRange
+from ..protocol.values import Answer, FileRange
 from ..server import Server
 from . import ring
 from .ring import OP_POLL_ADD, OP_URING_CMD, SQE_SIZE, Ring, address_of
@@ -107,6 +107,10 @@ class _Entry:
     def pull(self, source: FileRange) -> int:
         """One preadv from the file to where the kernel takes the reply from."""
         return os.preadv(source.fd, (self.body[: source.size],), source.offset)
+
+    def keep(self, unique: int) -> tuple[memoryview, Answer]:
+        """The entry is this request's own until it is answered."""
+        return self.body, lambda length: self._queue.hand_back(self, length)
 
     def defer(self, unique: int) -> Callable[[int], None]:
         """The queue's own thread gives the answer: a ring has one submitter."""

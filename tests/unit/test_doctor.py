@@ -26,6 +26,8 @@ NAMES = (
     "device",
     "cap_sys_admin",
     "fusermount3",
+    "libnbd",
+    "qemu_nbd",
     "fuse_version",
     "passthrough",
     "io_uring",
@@ -53,6 +55,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPat
     monkeypatch.setattr(doctor, "_PARAMETERS", str(parameters))
     monkeypatch.setattr(doctor, "_offer", lambda: _OFFER)
     monkeypatch.setattr(doctor, "_kernel", lambda: Finding("kernel", State.OK, "Linux with FUSE"))
+    for name in ("libnbd", "qemu_nbd"):
+        monkeypatch.setattr(doctor, f"_{name}", lambda name=name: Finding(name, State.OK, "installed"))
     monkeypatch.setattr(doctor, "_namespaces", lambda: Finding("user_namespaces", State.OK, "up to 1"))
     monkeypatch.setattr(mounting, "DEVICE", str(device))
     monkeypatch.setattr(mounting, "may_mount", lambda: True)
@@ -314,3 +318,11 @@ def test_findings_do_not_change() -> None:
     with pytest.raises(AttributeError):
         finding.name = "c"  # type: ignore[misc]
     assert replace(finding, name="c") != finding
+
+
+def test_what_export_lacks_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda *names, **more: None)
+    for finding, package in ((doctor._libnbd(), "python3-libnbd"), (doctor._qemu_nbd(), "qemu-utils")):
+        assert finding.state is State.LIMITED
+        assert finding.remedy == f"apt install {package}"

@@ -67,6 +67,7 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((f"{P}.transport",), (f"{P}.transport", *_SERVER, *_CORE, *_ERRORS)),
     ((f"{P}.fs",), (f"{P}.fs", *_CORE)),
     ((f"{P}.options",), (f"{P}.fs", *_ERRORS)),
+    ((f"{P}.export_options",), (f"{P}.options", f"{P}.fs", *_ERRORS)),
     ((f"{P}.doctor",), (f"{P}.transport", *_CORE, *_ERRORS)),
     (("sandbox",), ("sandbox",)),
     ((f"{P}.cli",), (P, "sandbox")),

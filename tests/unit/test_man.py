@@ -12,12 +12,14 @@ import pytest
 
 from passthrough import exitcodes, trace
 from passthrough.cli import parser
+from passthrough.export_options import EXPORT_OPTIONS
+from passthrough.fs.image import CacheMode
 from passthrough.fs.tree.config import NS_PER_S, Cache, ReaddirPlus, TreeConfig
 from passthrough.options import OPTIONS, Option, SandboxMode, SeccompMode, split_words
 from sandbox import capabilities, seccomp
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("mount", "umount", "doctor")
+COMMANDS = ("mount", "umount", "export", "doctor")
 PAGES = sorted((ROOT / "man").glob("*.1"))
 ALL_PAGES = [*PAGES, *sorted((ROOT / "man").glob("*.7"))]
 _WORDS = {option.word for option in OPTIONS}
@@ -77,6 +79,13 @@ def test_every_mount_option_stands_in_both_forms(option: Option) -> None:
     assert tags("passthrough-mount").count(tag) == 1
 
 
+@pytest.mark.parametrize("option", EXPORT_OPTIONS, ids=lambda option: option.word)
+def test_every_export_option_stands_in_both_forms(option: Option) -> None:
+    word, value = option.word, f"={option.metavar}" if option.metavar else ""
+    tag = f"{word}{value}, --{word.replace('_', '-')}{value}"
+    assert tags("passthrough-export").count(tag) == 1
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_page_has_the_options_that_the_parser_has_and_no_others(command: str) -> None:
     text = "\n".join(tags(f"passthrough-{command}"))
@@ -98,7 +107,7 @@ def test_the_overview_has_the_options_of_the_program_itself() -> None:
 
 @pytest.mark.parametrize("path", ALL_PAGES, ids=lambda path: path.stem)
 def test_long_options_in_prose_and_examples_exist(path: Path) -> None:
-    known = set().union(*(option_strings(command) for command in COMMANDS)) | {"--version", "--OPTION"}
+    known = set().union(*(option_strings(command) for command in COMMANDS)) | {"--version", "--OPTION", "--export"}
     text = re.sub(r"\\f[BIRP]", "", path.read_text(encoding="utf-8")).replace("\\-", "-")
     assert set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", text)) <= known
 
@@ -153,6 +162,12 @@ def test_the_debug_grammar_is_that_of_the_trace() -> None:
 @pytest.mark.parametrize("word", [*(mode.value for mode in Cache), *(when.value for when in ReaddirPlus)])
 def test_every_value_of_a_choice_is_explained(word: str) -> None:
     assert re.search(rf"^(\.B )?{word}\b", section("passthrough-mount", "MOUNT OPTIONS"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("mode", CacheMode, ids=lambda mode: mode.value)
+def test_every_cache_mode_of_an_image_is_explained(mode: CacheMode) -> None:
+    text = section("passthrough-export", "EXPORT OPTIONS")
+    assert re.search(rf"^\.B {mode.value}$", text, re.MULTILINE)
 
 
 def test_the_table_of_cache_modes_has_the_timeouts_that_hold() -> None:

@@ -191,6 +191,9 @@ class FakeChannel:
         self.body[:4] = b"file"
         return 4
 
+    def keep(self, unique: int) -> tuple[memoryview, Callable[[int], None]]:
+        return self.body, self.defer(unique)
+
     def defer(self, unique: int) -> Callable[[int], None]:
         self.deferred.append(unique)
         return lambda result: self.answers.put((unique, result))

@@ -18,7 +18,6 @@ import os
 import stat
 import threading
 
-from ... import syscalls
 from ...filesystem import Kernel
 from .credentials import Credentials
 from .inodes import Inode
@@ -26,14 +25,7 @@ from .inodes import Inode
 log = logging.getLogger(__name__)
 
 _PRIVILEGES = stat.S_ISUID | stat.S_ISGID
-_STACKED = frozenset({0x794C7630, 0x65735546, 0xF15F})  # overlay, FUSE, ecryptfs (linux/magic.h)
 _FOR_ALL = frozenset({errno.EPERM, errno.ENOTTY, errno.ENOSYS, errno.EOPNOTSUPP})
-
-
-def stack_depth(fd: int) -> int:
-    """What to ask for in INIT: 2, the most, where the source may itself be stacked; else 1, so that one more file
-    system (an overlay) can be put on top of the mount."""
-    return 2 if syscalls.filesystem_type(fd) in _STACKED else 1
 
 
 class Backing:

@@ -13,7 +13,8 @@ from ...filesystem import FileSystem, Kernel, failure
 from ...protocol import constants as c
 from ...protocol.negotiation import Agreement
 from ...protocol.values import Attr, Entry, Opened, encode_dev
-from .backing import Backings, stack_depth
+from ..stacking import stack_depth
+from .backing import Backings
 from .config import Cache, Choice, ReaddirPlus, TreeConfig
 from .credentials import Credentials
 from .directory import DirHandle

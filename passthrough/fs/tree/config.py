@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from ..choice import Choice as Choice
+
 NS_PER_S = 1_000_000_000
 DAY_NS = 86_400 * NS_PER_S
 
@@ -15,14 +17,6 @@ class Cache(Enum):
     METADATA = "metadata"
     AUTO = "auto"
     ALWAYS = "always"
-
-
-class Choice(Enum):
-    """Whether to use something that this kernel, user or source may not have."""
-
-    AUTO = "auto"
-    ON = "on"
-    OFF = "off"
 
 
 class ReaddirPlus(Enum):

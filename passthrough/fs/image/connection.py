@@ -1,0 +1,249 @@
+"""One connection to an NBD server, through libnbd: many requests in flight, and none lost when the server goes.
+
+Rules: a request is issued by the thread that brings it, and its answer is given by the connection's own thread, which
+starts with the first request and waits for the socket. A request that the connection took with it is issued again on
+the next one; reading and writing twice does no harm, since nobody was told that the first time had worked. libnbd locks
+its handle by itself, but its nbd_poll() would hold that lock while it waits: so the waiting is done here.
+"""
+
+import errno
+import logging
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import nbd
+
+log = logging.getLogger(__name__)
+
+Issue = Callable[[Any, Callable[[Any], int]], object]
+"""(handle, completion): start the request on this handle."""
+Attach = Callable[[Any], None]
+"""Connect a fresh handle. nbd.Error where that fails."""
+_LOST = frozenset({errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT})
+_FIRST_PAUSE_MS, _LAST_PAUSE_MS = 50, 1000
+
+
+class Request:
+    """Something that is asked of the server; done gets 0 or an errno, once, from any thread."""
+
+    __slots__ = ("done", "issue")
+
+    def __init__(self, issue: Issue, done: Callable[[int], None]) -> None:
+        self.issue = issue
+        self.done = done
+
+
+class Connection:
+    """A handle, and the thread that waits for its socket. reconnect_s: how long requests wait for a server that is
+    gone; 0: they fail at once. `check` is asked whether a new connection still leads to the same export."""
+
+    def __init__(self, handle: Any, attach: Attach, check: Callable[[Any], str | None], reconnect_s: float) -> None:
+        self._attach = attach
+        self._check = check
+        self._reconnect_s = reconnect_s
+        self._lock = threading.Lock()
+        self._handle: Any = handle  # None while there is no connection
+        self._waiting: list[Request] = []
+        self._hopeless = False  # gone for longer than requests wait
+        self._dropped = False  # the server is going down: it says so
+        self._closing = False
+        self._parked = True
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread: threading.Thread | None = None
+
+    @property
+    def load(self) -> int:
+        """How many requests are in flight here."""
+        handle = self._handle
+        return handle.aio_in_flight() if handle is not None else 1 << 20
+
+    def _unpark(self) -> None:
+        with self._lock:
+            if self._parked and not self._closing:
+                self._parked = False
+                self._thread = threading.Thread(target=self._run, name="nbd", daemon=True)
+                self._thread.start()
+
+    def park(self) -> None:
+        """End the thread until the next request, when nothing is in flight: before a fork, say."""
+        with self._lock:
+            thread, self._thread, self._parked = self._thread, None, True
+        if thread is not None:
+            os.eventfd_write(self._wake, 1)
+            thread.join()
+
+    def submit(self, request: Request) -> None:
+        """Start a request, now or when the server is back. Does not raise: what fails is answered."""
+        if self._parked:
+            self._unpark()
+        while True:
+            handle = self._handle
+            if handle is not None:
+                if self._issued(handle, request):
+                    return
+                continue
+            with self._lock:
+                if self._handle is None:
+                    if not self._hopeless and not self._closing:
+                        self._waiting.append(request)
+                        return
+                    break
+        request.done(errno.EIO)
+
+    def _issued(self, handle: Any, request: Request) -> bool:
+        """Whether this handle has the request, or it was answered."""
+        try:
+            request.issue(handle, lambda error: self._completed(request, error))
+        except nbd.Error as error:
+            if handle.aio_is_ready():
+                request.done(error.errnum or errno.EIO)
+                return True
+            self._lose(handle)
+            return False
+        if handle.aio_get_direction() & nbd.AIO_DIRECTION_WRITE:
+            os.eventfd_write(self._wake, 1)  # the socket is full: its thread goes on when there is room
+        return True
+
+    def _completed(self, request: Request, error: Any) -> int:
+        number = getattr(error, "value", error)
+        if number in _LOST and not self._closing:
+            with self._lock:
+                hopeless = self._hopeless or self._reconnect_s <= 0
+                if not hopeless:
+                    self._waiting.append(request)
+            self._dropped = True
+            os.eventfd_write(self._wake, 1)
+            number = errno.EIO
+            if not hopeless:
+                return 1
+        try:
+            request.done(number)
+        except Exception:
+            log.exception("a bug of ours: an answer of the NBD server was not taken")
+        return 1  # libnbd may forget the command
+
+    def _lose(self, handle: Any) -> None:
+        with self._lock:
+            if self._handle is handle:
+                self._handle = None
+        os.eventfd_write(self._wake, 1)
+
+    # The connection's own thread
+
+    def _run(self) -> None:
+        try:
+            while not self._ending():
+                handle = self._handle
+                if handle is not None:
+                    self._wait_for(handle)
+                    if self._parked:
+                        return
+                    self._lose(handle)
+                    del handle
+                if not self._ending():
+                    self._come_back()
+        except Exception:
+            log.exception("a bug of ours ended a connection")
+        if not self._parked:
+            self._fail_waiting()
+
+    def _ending(self) -> bool:
+        return self._closing or self._parked
+
+    def _wait_for(self, handle: Any) -> None:
+        """Until the handle is dead."""
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        try:
+            fd, watched = handle.aio_get_fd(), -1
+            while not (self._ending() or self._dropped or handle.aio_is_dead() or handle.aio_is_closed()):
+                direction = handle.aio_get_direction()
+                events = select.POLLIN if direction & nbd.AIO_DIRECTION_READ else 0
+                events |= select.POLLOUT if direction & nbd.AIO_DIRECTION_WRITE else 0
+                if events != watched:
+                    poll.register(fd, events)
+                    watched = events
+                for ready, what in poll.poll():
+                    if ready == self._wake:
+                        self._drain()
+                    elif what & (select.POLLIN | select.POLLHUP | select.POLLERR) and watched & select.POLLIN:
+                        handle.aio_notify_read()
+                    elif what:
+                        handle.aio_notify_write()
+        except nbd.Error as error:
+            log.debug("the NBD connection ended: %s", error)
+
+    def _drain(self) -> None:
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            pass
+
+    def _come_back(self) -> None:
+        """Connect again, for as long as it takes; requests wait for reconnect_s of that."""
+        log.warning("the NBD server is gone")
+        self._dropped = False
+        deadline = time.monotonic() + self._reconnect_s
+        pause = _FIRST_PAUSE_MS
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        while not self._ending():
+            handle = self._try()
+            if handle is not None:
+                break
+            if time.monotonic() >= deadline:
+                self._fail_waiting()
+            if poll.poll(pause):
+                self._drain()
+            pause = min(pause * 2, _LAST_PAUSE_MS)
+        else:
+            return
+        log.warning("the NBD server is back")
+        with self._lock:
+            self._handle, self._hopeless, waiting = handle, False, self._waiting
+            self._waiting = []
+        for request in waiting:
+            self.submit(request)
+
+    def _try(self) -> Any:
+        handle = nbd.NBD()
+        try:
+            self._attach(handle)
+        except nbd.Error as error:
+            log.debug("no NBD server: %s", error)
+            return None
+        why = self._check(handle)
+        if why is not None:
+            log.error("the NBD server is back with another export: %s", why)
+            return None
+        return handle
+
+    def _fail_waiting(self) -> None:
+        with self._lock:
+            self._hopeless = True
+            waiting, self._waiting = self._waiting, []
+        for request in waiting:
+            request.done(errno.EIO)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Say goodbye to the server, once nothing is in flight or timeout seconds are over."""
+        end = time.monotonic() + timeout
+        while (handle := self._handle) is not None and handle.aio_in_flight() and time.monotonic() < end:
+            threading.Event().wait(0.005)
+        with self._lock:
+            self._closing, thread = True, self._thread
+        os.eventfd_write(self._wake, 1)
+        if thread is not None:
+            thread.join(timeout)
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            try:
+                handle.shutdown(nbd.SHUTDOWN_ABANDON_PENDING)
+            except nbd.Error as error:
+                log.debug("no goodbye to the NBD server: %s", error)
+        if thread is None or not thread.is_alive():
+            os.close(self._wake)

@@ -1,0 +1,1 @@
+"""`passthrough export`: on real mounts, over real images, devices and NBD servers, beside QEMU's own export."""
