@@ -15,6 +15,12 @@ def to_stderr(*, debug: bool) -> None:
     _install(logging.StreamHandler(), "passthrough: %(levelname)s: %(message)s", debug)
 
 
+def to_syslog() -> None:
+    """The system log, as an ordinary program (LOG_USER)."""
+    handler = logging.handlers.SysLogHandler(_SYSLOG, logging.handlers.SysLogHandler.LOG_USER)
+    _install(handler, f"passthrough[{os.getpid()}]: %(levelname)s: %(message)s", False)
+
+
 def to_background(path: str) -> None:
     """Background: to syslog, or to the file `path` where there is none."""
     handler: logging.Handler

@@ -27,6 +27,7 @@ MS_NOATIME = 1024
 MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW = 36, 37, 38
+MEMBARRIER_CMD_PRIVATE_EXPEDITED, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED = 8, 16
 CAP_DAC_OVERRIDE, CAP_FSETID, CAP_SYS_ADMIN = 1, 4, 21
 
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
@@ -39,9 +40,9 @@ _DENTS_SIZE = 1 << 16
 
 # By machine: the raw calls whose glibc wrappers act on all threads.
 _NUMBERS = {
-    "x86_64": {"setgroups": 116, "setresuid": 117, "setresgid": 119},
-    "aarch64": {"setgroups": 159, "setresuid": 147, "setresgid": 149},
-    "riscv64": {"setgroups": 159, "setresuid": 147, "setresgid": 149},
+    "x86_64": {"setgroups": 116, "setresuid": 117, "setresgid": 119, "membarrier": 324},
+    "aarch64": {"setgroups": 159, "setresuid": 147, "setresgid": 149, "membarrier": 283},
+    "riscv64": {"setgroups": 159, "setresuid": 147, "setresgid": 149, "membarrier": 283},
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -210,6 +211,12 @@ def thread_set_effective(capability: int, on: bool) -> None:
     values[0] = values[0] | 1 << capability if on else values[0] & ~(1 << capability)
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     if _capset(header, struct.pack("=6I", *values)) < 0:
+        raise _error()
+
+
+def membarrier(command: int) -> None:
+    """membarrier(2): a full memory barrier on every CPU that runs a thread of ours, this one included."""
+    if _syscall(_numbers["membarrier"], command, 0, 0) < 0:
         raise _error()
 
 

@@ -9,6 +9,7 @@ from .. import exitcodes
 from ..errors import UserError
 from ..options import collect
 from . import parser
+from .serve_options import options_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,6 +62,10 @@ def _dispatch(program: str, words: list[str]) -> int:
         from . import umount
 
         return umount.run(parsed.mountpoint)
+    if parsed.command == "serve":
+        from . import serve
+
+        return serve.run(options_of(vars(parsed)))
     from . import doctor
 
     return doctor.run(parsed.directory, as_json=parsed.json)

@@ -1,7 +1,6 @@
 """passthrough mount: from the options to a mount that answers."""
 
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -17,7 +16,7 @@ from ..fs.tree import Choice, Covered, Tree
 from ..options import MountOptions
 from ..transport import mounting
 from . import background, state
-from .serving import Mount
+from .serving import Mount, tame_collector
 
 _log = logging.getLogger(__name__)
 
@@ -139,16 +138,9 @@ def _serve(
         source=source,
     )
     mount.start()
-    _tame_collector()
+    tame_collector()
     ready()
     return mount.run()
-
-
-def _tame_collector() -> None:
-    """What was imported lives for ever, and serving makes no cycles: looking for them costs more than it finds."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
 
 
 def _watched(serve: background.ServeFunction, ready: background.Ready, mountpoint: str, *, detached: bool) -> int:

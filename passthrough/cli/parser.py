@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 from .. import __version__, exitcodes
 from ..errors import UserError
 from ..options import OPTIONS, Option, Setting, split_words
+from .serve_options import add_serve
 
 _MOUNT_EPILOG = "Every option is also a word for -o, with underscores: --allow-other is -o allow_other."
 
@@ -45,6 +46,7 @@ def build() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     add_mount(commands.add_parser("mount", help="mount a directory", epilog=_MOUNT_EPILOG, allow_abbrev=False))
     _add_umount(commands.add_parser("umount", help="unmount, and stop the daemon", allow_abbrev=False))
+    add_serve(commands.add_parser("serve", help="serve a directory to a virtual machine", allow_abbrev=False))
     _add_doctor(commands.add_parser("doctor", help="what this kernel and user can have", allow_abbrev=False))
     return parser
 

@@ -1,5 +1,6 @@
 """The life of one mount: mount, serve, wait for a signal or the unmount, and leave nothing behind."""
 
+import gc
 import logging
 import os
 import select
@@ -50,6 +51,13 @@ class Signals:
             return any(number in ENDING for number in self._reader.recv(4096))
         except BlockingIOError:
             return False
+
+
+def tame_collector() -> None:
+    """What was imported lives for ever, and serving makes no cycles: looking for them costs more than it finds."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
 
 
 def _uring_flags(choice: Choice) -> tuple[int, int]:
