@@ -20,8 +20,8 @@ Say = Callable[[], None]
 log = logging.getLogger(__name__)
 
 _CAUSES = {
-    signal.SIGBUS: "the front end took memory away that it had shared",
-    signal.SIGKILL: "somebody, or the kernel for want of memory, killed it",
+    int(signal.SIGBUS): "the front end took memory away that it had shared",
+    int(signal.SIGKILL): "somebody, or the kernel for want of memory, killed it",
 }
 
 
@@ -73,9 +73,8 @@ def keep(serve: Callable[[Say], int]) -> int:
         if told or not served:
             log.error("the process that serves was ended by %s", name)
             return exitcodes.SERVING
-        log.error(
-            "the process that served was ended by %s: %s; another takes its place", name, _CAUSES.get(number, "?")
-        )
+        cause = _CAUSES.get(number, "a bug of ours, or of the interpreter")
+        log.error("the process that served was ended by %s (%s); another takes its place", name, cause)
 
 
 def _wait(pid: int) -> tuple[int, bool]:
