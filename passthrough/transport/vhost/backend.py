@@ -38,10 +38,8 @@ class Backend:
         poll.register(stop, select.POLLIN)
         poll.register(listener, select.POLLIN)
         listener.setblocking(False)
-        while True:
+        while not stop.ending():
             ready = {fd for fd, _ in poll.poll(_PARKED_S * 1000 if self._parked else None)}
-            if stop.fileno() in ready and stop.ending():
-                break
             if not ready:
                 self._forget()
             if listener.fileno() in ready and self._accept(listener, stop) and once:
