@@ -64,9 +64,12 @@ class ServeOptions:
         )
 
     def flags(self, wished: int) -> int:
-        """Of the INIT flags that the file system would like, those that these options let it have."""
+        """Of the INIT flags that the file system would like, those that these options let it have.
+
+        A kernel that clears SUID and SGID by itself does so when it truncates, not when it opens with O_TRUNC.
+        """
         if not self.killpriv_v2:
-            wished &= ~c.FUSE_HANDLE_KILLPRIV_V2
+            wished &= ~(c.FUSE_HANDLE_KILLPRIV_V2 | c.FUSE_ATOMIC_O_TRUNC)
         if not self.allow_mmap:
             wished &= ~c.FUSE_DIRECT_IO_ALLOW_MMAP
         return wished

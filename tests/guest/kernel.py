@@ -15,9 +15,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "guest"
 _META = "linux-image-cloud-amd64"
-_MODULES = (
-    "virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio virtio_pci virtio_blk fuse virtiofs".split()
-)
+_MODULES = "virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio virtio_pci virtio_blk fuse virtiofs".split()
 _BUSYBOX = "/bin/busybox"
 _FORMAT = 2  # of the initramfs: another number makes a new one
 

@@ -68,7 +68,12 @@ class Machine:
             words += ["-device", f"vhost-user-fs-pci,chardev=c{number},tag={share.tag},queue-size=1024"]
             words[-1] += f",num-request-queues={share.queues}"
         for number, drive in enumerate(self.drives):
-            words += ["-drive", f"file={drive},format=raw,if=none,id=d{number}", "-device", f"virtio-blk-pci,drive=d{number}"]
+            words += [
+                "-drive",
+                f"file={drive},format=raw,if=none,id=d{number}",
+                "-device",
+                f"virtio-blk-pci,drive=d{number}",
+            ]
         return words
 
     def wait_for(self, pattern: str, timeout: float = BOOT_S) -> "re.Match[str]":

@@ -52,8 +52,16 @@ class BackEnd:
             client.init()
             assert client.getattr()["ino"] == os.stat(self.shared).st_ino
 
+    def idle(self) -> None:
+        """Wait until no front end is served."""
+        wait_until(lambda: self._said("has connected") == self._said("is gone"), "the last front end is gone")
+
+    def _said(self, words: str) -> int:
+        return sum(line.endswith(words) for line in self.said())
+
     def descriptors(self) -> int:
-        """How many the process that serves has."""
+        """How many the process that serves has, while it serves nobody."""
+        self.idle()
         return len(os.listdir(f"/proc/{self.serving()}/fd"))
 
     def serving(self) -> int:
@@ -82,7 +90,9 @@ def backend(*options: str, shared: Path | None = None) -> Iterator[BackEnd]:
             process = subprocess.Popen(words, stderr=log, env=environment, text=True)
         made = BackEnd(base, share, socket, process)
         try:
-            wait_until(lambda: "waiting for a front end" in "\n".join(made.said()) or process.poll() is not None, "it listens")
+            wait_until(
+                lambda: "waiting for a front end" in "\n".join(made.said()) or process.poll() is not None, "it listens"
+            )
             assert process.poll() is None, made.said()
             yield made
         finally:

@@ -51,7 +51,11 @@ class Client:
     def new_slot(self) -> Slot:
         memory = self.memory
         return Slot(
-            memory.take(8192, 4096), memory.take(self.data_size, 4096), memory.take(16), memory.take(8192), memory.take(4096)
+            memory.take(8192, 4096),
+            memory.take(self.data_size, 4096),
+            memory.take(16),
+            memory.take(8192),
+            memory.take(4096),
         )
 
     def header(self, name: str, nodeid: int, size: int, *, uid: int = 0, gid: int = 0) -> tuple[int, bytes]:
@@ -61,7 +65,15 @@ class Client:
         return unique, s.FUSE_IN_HEADER.struct.pack(length, opcode, unique, nodeid, uid, gid, 1, 0)
 
     def pieces(
-        self, name: str, nodeid: int, args: bytes, *, data: int = 0, out: int = 0, room: int = 0, slot: Slot | None = None
+        self,
+        name: str,
+        nodeid: int,
+        args: bytes,
+        *,
+        data: int = 0,
+        out: int = 0,
+        room: int = 0,
+        slot: Slot | None = None,
     ) -> tuple[int, list[Piece]]:
         """(unique, descriptors): data bytes of the slot follow the arguments; out bytes of body; room for data."""
         slot = slot or self.slot

@@ -351,7 +351,7 @@ def test_a_bad_message_is_refused_or_ends_the_connection(daemon: BackEnd, case: 
         assert front.gone()
     front.close()
     memory.close()
-    wait_until(lambda: daemon.descriptors() == descriptors, "nothing is left open")
+    assert daemon.descriptors() == descriptors, "nothing is left open"
     assert len(daemon.errors()) == before + 1
 
 
@@ -385,7 +385,7 @@ def test_more_descriptors_than_a_message_may_have(daemon: BackEnd) -> None:
     front.send_raw(m.message(Request.SET_MEM_TABLE, m.put_table([])), [front.memory.fd] * 30)
     assert front.gone()
     front.close()
-    wait_until(lambda: daemon.descriptors() == descriptors, "nothing is left open")
+    assert daemon.descriptors() == descriptors, "nothing is left open"
 
 
 BAD_ADDRESSES = {
@@ -513,8 +513,8 @@ def test_nothing_grows(daemon: BackEnd) -> None:
             client.create(1, f"file{threading.get_ident()}-{os.urandom(4).hex()}".encode(), os.O_RDWR)
     front = daemon.connect()
     front.close()
-    wait_until(lambda: daemon.descriptors() == descriptors, "no descriptors are left")
-    wait_until(lambda: len(os.listdir(f"/proc/{daemon.serving()}/task")) <= threads, "no threads are left")
+    assert daemon.descriptors() == descriptors
+    assert len(os.listdir(f"/proc/{daemon.serving()}/task")) == threads
 
 
 def test_waiting_for_ever_for_a_lock_does_not_outlive_the_connection(daemon: BackEnd) -> None:

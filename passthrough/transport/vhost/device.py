@@ -356,6 +356,9 @@ class Device:
                 log.warning("queue %d: requests are still unanswered", queue.index)
             queue.stop()
             queue.close()
+        self._setups.clear()
+        self._regions = []
+        self._log = None
 
 
 def _mapped(row: m.Region, fd: int) -> MappedRegion:

@@ -145,7 +145,9 @@ class Queue:
         return self._left_at
 
     def close(self) -> None:
-        """For good, after stop()."""
+        """For good, after stop(). Lets go of whatever refers back to this queue, or to guest memory."""
+        self.serve = self.call = self.err = self._kick = None
+        self._held.clear()
         os.close(self._wake)
 
     # The thread

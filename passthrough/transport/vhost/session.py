@@ -158,8 +158,10 @@ class Session:
                 self._owned = []
 
     def close(self) -> None:
-        """Let go of what the front end passed."""
+        """Let go of what the front end passed, and of the tables, which refer back to this session."""
         self._inbox.close()
+        self._with.clear()
+        self._without.clear()
         if self._backend is not None:
             self._backend.close()
 
