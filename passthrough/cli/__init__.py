@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .. import exitcodes
 from ..errors import UserError
@@ -15,9 +15,14 @@ from .serve_options import options_of
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own) and return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: _dispatch(os.path.basename(sys.argv[0]), words))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command; what it raises becomes one line and an exit status."""
     _open_streams()
     try:
-        return _dispatch(os.path.basename(sys.argv[0]), words)
+        return command()
     except UserError as error:
         print(f"passthrough: {_one_line(str(error))}", file=sys.stderr)
         return error.status

@@ -9,10 +9,12 @@ from typing import Any
 from .. import exitcodes
 from ..errors import UserError
 from ..fs.tree import Cache, Choice, ReaddirPlus, TreeConfig
+from ..fs.tree.config import NS_PER_S
 from ..protocol import constants as c
 
 TAG_LIMIT = 36
 LEVELS = ("off", "error", "warn", "info", "debug", "trace")
+_TIMEOUT_LIMIT_S = 10**9
 _NR_OPEN = "/proc/sys/fs/nr_open"
 
 
@@ -36,6 +38,7 @@ class ServeOptions:
     announce_submounts: bool = True
     killpriv_v2: bool = False
     preserve_noatime: bool = False
+    timeout_ns: int | None = None
     xattr: bool = False
     posix_acl: bool = False
     flock: bool = False
@@ -51,6 +54,8 @@ class ServeOptions:
         """The part that the shared directory is told."""
         return TreeConfig(
             cache=self.cache,
+            entry_timeout_ns=self.timeout_ns,
+            attr_timeout_ns=self.timeout_ns,
             writeback=self.writeback,
             passthrough=Choice.OFF,
             readdirplus=None if self.readdirplus else ReaddirPlus.NO,
@@ -75,17 +80,21 @@ class ServeOptions:
         return wished
 
 
-def _cache(text: str) -> Cache:
+def parse_cache(text: str) -> Cache:
+    """A cache mode; virtiofsd (C) says none for never."""
     return Cache("never" if text == "none" else text)
 
 
-def _tag(text: str) -> str:
+def parse_tag(text: str) -> str:
+    """A tag: bytes that a guest can be told."""
     if not 1 <= len(text.encode(errors="surrogateescape")) <= TAG_LIMIT or not text.isprintable():
         raise ValueError
     return text
 
 
-def _number(low: int, high: int) -> Callable[[str], int]:
+def number_in(low: int, high: int) -> Callable[[str], int]:
+    """What reads a number from low to high."""
+
     def parse(text: str) -> int:
         value = int(text)
         if not low <= value <= high:
@@ -95,9 +104,18 @@ def _number(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def _limit(text: str) -> int:
+def parse_seconds(text: str) -> int:
+    """Seconds, fractions allowed, in ns."""
+    seconds = float(text)
+    if not 0 <= seconds <= _TIMEOUT_LIMIT_S:
+        raise ValueError
+    return int(seconds * NS_PER_S)
+
+
+def parse_limit(text: str) -> int:
+    """A limit of open files."""
     with open(_NR_OPEN, encoding="ascii") as file:
-        return _number(0, int(file.read()))(text)
+        return number_in(0, int(file.read()))(text)
 
 
 def _switch(parser: Any, name: str, text: str, off: str = "") -> None:
@@ -115,11 +133,14 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     value("--shared-dir", "DIR", str, "what to share; needed")
     value("--socket-path", "PATH", str, "listen on this UNIX socket, for one front end after the other")
     value("--socket-group", "GROUP", str, "let this group connect too")
-    value("--fd", "N", _number(0, 1 << 20), "use a socket that listens already, instead of --socket-path")
-    value("--tag", "NAME", _tag, f"tell the guest this tag (1 to {TAG_LIMIT} bytes); else the front end does")
-    value("--num-request-queues", "N", _number(1, 255), "with --tag, how many request queues to ask for; default: 1")
+    value("--fd", "N", number_in(0, 1 << 20), "use a socket that listens already, instead of --socket-path")
+    value("--tag", "NAME", parse_tag, f"tell the guest this tag (1 to {TAG_LIMIT} bytes); else the front end does")
+    value("--num-request-queues", "N", number_in(1, 255), "with --tag, how many request queues to ask for; default: 1")
     _switch(parser, "once", "end when the first front end has gone")
-    value("--cache", "MODE", _cache, "what the guest may remember: never, metadata, auto (the default) or always")
+    value("--cache", "MODE", parse_cache, "what the guest may remember: never, metadata, auto (the default) or always")
+    value(
+        "--timeout", "SECONDS", parse_seconds, "how long names and attributes are believed; default: the cache mode's"
+    )
     _switch(parser, "readonly", "every change is refused with EROFS")
     _switch(parser, "writeback", "the guest collects writes; for those who alone change the directory")
     _switch(parser, "allow-direct-io", "a guest's O_DIRECT reaches the host's files")
@@ -142,11 +163,13 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     value(
         "--thread-pool-size",
         "N",
-        _number(0, 256),
+        number_in(0, 256),
         "threads for requests that may take long, such as fsync; 0: the queue waits for them; default: 8",
     )
-    value("--rlimit-nofile", "N", _limit, "the limit of open files; 0: leave it; default: 1000000 or what is allowed")
-    value("--log-level", "LEVEL", _level, f"{', '.join(LEVELS[:-1])} or {LEVELS[-1]}; default: info")
+    value(
+        "--rlimit-nofile", "N", parse_limit, "the limit of open files; 0: leave it; default: 1000000 or what is allowed"
+    )
+    value("--log-level", "LEVEL", parse_level, f"{', '.join(LEVELS[:-1])} or {LEVELS[-1]}; default: info")
     _switch(parser, "syslog", "log to the system log and not to standard error")
     parser.add_argument(
         "-d", "--debug", action="store_true", help="a line for each request and reply", default=argparse.SUPPRESS
@@ -154,7 +177,8 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     _switch(parser, "print-capabilities", "print what this back end can do, as JSON, and exit")
 
 
-def _level(text: str) -> str:
+def parse_level(text: str) -> str:
+    """The name of a log level."""
     if text not in LEVELS:
         raise ValueError
     return text
@@ -168,13 +192,16 @@ def _value_adder(parser: argparse.ArgumentParser) -> Callable[[str, str, Callabl
             except ValueError:
                 raise UserError(f"{name}={given}: it takes {_takes(name)}", exitcodes.USAGE) from None
 
-        parser.add_argument(name, metavar=metavar, type=checked, help=text, default=argparse.SUPPRESS)
+        dest = _DESTS.get(name, name[2:].replace("-", "_"))
+        parser.add_argument(name, metavar=metavar, type=checked, help=text, default=argparse.SUPPRESS, dest=dest)
 
     return add
 
 
+_DESTS = {"--timeout": "timeout_ns"}
 _TAKES = {
     "--cache": "never, metadata, auto or always",
+    "--timeout": f"seconds from 0 to {_TIMEOUT_LIMIT_S}",
     "--tag": f"a name of 1 to {TAG_LIMIT} bytes",
     "--log-level": ", ".join(LEVELS),
     "--num-request-queues": "a number from 1 to 255",
