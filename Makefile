@@ -13,8 +13,8 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 
 RUN_PACKAGES := fuse3 python3-venv python3-cap-ng python3-prctl python3-llfuse python3-seccomp python3-libnbd
-TEST_PACKAGES := acl attr btrfs-progs e2fsprogs fio gcc git libc6-dev libfuse3-dev make man-db mount passwd pkg-config \
-	rsync sqlite3 util-linux xfsprogs
+TEST_PACKAGES := acl attr btrfs-progs busybox-static e2fsprogs fio gcc git libc6-dev libfuse3-dev lz4 make man-db mount \
+	passwd pkg-config qemu-system-common qemu-system-x86 rsync sqlite3 util-linux xfsprogs
 
 export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -66,12 +66,16 @@ install:
 	@install -d $(PREFIX)/bin $(PREFIX)/share/man/man1
 	@ln -sf $(LIBDIR)/bin/passthrough $(PREFIX)/bin/passthrough
 	@ln -sf $(LIBDIR)/bin/mount.fuse.passthrough $(SBINDIR)/mount.fuse.passthrough
+	@ln -sf $(LIBDIR)/bin/passthrough-virtiofsd $(PREFIX)/bin/passthrough-virtiofsd
+	@install -d $(PREFIX)/share/qemu/vhost-user
+	@sed 's,/usr/local,$(PREFIX),' share/50-passthrough.json >$(PREFIX)/share/qemu/vhost-user/50-passthrough.json
 	@install -m 644 man/*.1 $(PREFIX)/share/man/man1/
 	@rm -rf build
 	@echo "installed: $(PREFIX)/bin/passthrough, $(SBINDIR)/mount.fuse.passthrough, the man pages"
 
 uninstall:
-	@rm -rf $(LIBDIR) $(PREFIX)/bin/passthrough $(SBINDIR)/mount.fuse.passthrough
+	@rm -rf $(LIBDIR) $(PREFIX)/bin/passthrough $(PREFIX)/bin/passthrough-virtiofsd $(SBINDIR)/mount.fuse.passthrough \
+		$(PREFIX)/share/qemu/vhost-user/50-passthrough.json
 	@for page in man/*.1; do rm -f $(PREFIX)/share/man/man1/$$(basename $$page); done
 
 clean:

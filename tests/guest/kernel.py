@@ -17,7 +17,7 @@ CACHE = ROOT / ".cache" / "guest"
 _META = "linux-image-cloud-amd64"
 _MODULES = "virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio virtio_pci virtio_blk fuse virtiofs".split()
 _BUSYBOX = "/bin/busybox"
-_FORMAT = 2  # of the initramfs: another number makes a new one
+_FORMAT = 3  # of the initramfs: another number makes a new one
 
 _INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /bin /proc /sys /dev /share /newroot
@@ -34,7 +34,8 @@ if [ -n "$pt_root" ]; then
     for point in proc sys dev; do mount --move /$point /newroot/$point; done
     mount -t tmpfs tmpfs /newroot/run
     echo "@ready"
-    exec switch_root /newroot /bin/sh -c "sh $pt_script 2>&1; echo \\"@status \\$?\\"; sync; echo o >/proc/sysrq-trigger; sleep 60"
+    export pt_script
+    exec switch_root /newroot /bin/sh -c 'sh $pt_script 2>&1; echo "@status $?"; echo o >/proc/sysrq-trigger; sleep 60'
 fi
 mount -t virtiofs "$pt_tag" /share || echo "@mount failed"
 echo "@ready"
@@ -67,7 +68,7 @@ def prepare() -> Guest:
         unpacked = _unpacked()
         (bzimage,) = (unpacked / "boot").glob("vmlinuz-*")
         _put(found.vmlinux, vmlinux_of(bzimage.read_bytes()))
-        _put(found.initramfs, bytes().join(_archive(_files(unpacked))))
+        _put(found.initramfs, b"".join(_archive(_files(unpacked))))
         shutil.rmtree(unpacked)
     return found
 

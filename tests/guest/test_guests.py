@@ -44,21 +44,20 @@ def test_a_guest_that_is_killed_leaves_the_daemon_to_the_next(guest: Guest, daem
 
 def test_two_guests_on_one_directory(guest: Guest, daemons: Daemons, shared: Path) -> None:
     """They hand a file to and fro, each seeing what the other wrote."""
-    wait = "wait_for() { n=0; while ! [ -e $1 ]; do sleep 0.1; n=$((n+1)); [ $n -lt 300 ]; done; }\n"
-    _script(shared, wait + "for n in 1 2 3; do echo ping $n >ping$n; wait_for pong$n; cat pong$n; done\n")
+    wait = "wait_for() { i=0; while ! [ -e $1 ]; do sleep 0.1; i=$((i+1)); [ $i -lt 300 ]; done; }\n"
+    _script(shared, wait + "for n in 1 2 3; do echo ping $n >t1; mv t1 ping$n; wait_for pong$n; cat pong$n; done\n")
     (shared / "other").write_text(
         "set -e\ncd /share\n"
         + wait
-        + "for n in 1 2 3; do wait_for ping$n; sed s/ping/pong/ ping$n >t; mv t pong$n; done\n"
+        + "for n in 1 2 3; do wait_for ping$n; sed s/ping/pong/ ping$n >t2; mv t2 pong$n; done\n"
     )
     first, second = daemons.ours(shared), daemons.ours(shared, "--cache=never")
     with (
         Machine(guest, [first], "pt.tag=work pt.script=script", daemons=daemons.running) as one,
         Machine(guest, [second], "pt.tag=work pt.script=other", daemons=daemons.running) as other,
     ):
-        said = one.wait_for_end(120)
         other.wait_for_end(120)
-    assert "pong 3" in said
+        assert "pong 3" in one.wait_for_end(120)
 
 
 def test_a_regular_file_and_another_file_system(guest: Guest, daemons: Daemons, shared: Path) -> None:

@@ -1,4 +1,4 @@
-"""FUSE requests through a front end's ring, the way Linux lays them out: header, arguments, data; header, body, data."""
+"""FUSE requests through a front end's ring, cut the way Linux cuts them."""
 
 import itertools
 import struct

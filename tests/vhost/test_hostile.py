@@ -1,7 +1,6 @@
 """A hostile guest and a hostile front end: each is answered or cut off with one line, and the next is served."""
 
 import errno
-import fcntl
 import os
 import struct
 import threading
@@ -21,12 +20,11 @@ from .frontend import (
     DESC_F_WRITE,
     GUEST_BASE,
     USER_BASE,
-    BackendGoneError,
     FrontEnd,
     Memory,
     Ring,
 )
-from .fuse import Client, ReplyError
+from .fuse import Client
 
 GETATTR = s.FUSE_GETATTR_IN.struct.pack(0, 0)
 U64 = (1 << 64) - 1
@@ -491,15 +489,6 @@ def test_a_truncated_memfd_is_efault_where_it_is_data(daemon: BackEnd) -> None:
         loose.close()
 
 
-def test_what_takes_memory_away_is_no_error_of_the_fixture(daemon: BackEnd) -> None:
-    """The check that the same process serves on would see it: see test_taken.py for those that cost a process."""
-    seals = Memory(1 << 20)
-    assert fcntl.fcntl(seals.fd, 1034) & 2
-    with pytest.raises(PermissionError):
-        os.ftruncate(seals.fd, 0)
-    seals.close()
-
-
 # No growth
 
 
@@ -515,10 +504,3 @@ def test_nothing_grows(daemon: BackEnd) -> None:
     front.close()
     assert daemon.descriptors() == descriptors
     assert len(os.listdir(f"/proc/{daemon.serving()}/task")) == threads
-
-
-def test_waiting_for_ever_for_a_lock_does_not_outlive_the_connection(daemon: BackEnd) -> None:
-    with daemon.front() as front, pytest.raises((ReplyError, BackendGoneError, TimeoutError)):
-        client = Client(front)
-        client.init()
-        client.call("setlkw", 1, s.FUSE_LK_IN.struct.pack(1, 1, 0, 10, 1, 1, 0))
