@@ -28,7 +28,7 @@ install_missing = @set -e; packages="$(strip $(call missing,$(1)))"; if [ -n "$$
 	echo "installing: $$packages" >&2; \
 	apt-get -qq update && apt-get -qq install -y --no-install-recommends $$packages >/dev/null; fi
 
-.PHONY: help mount umount test bench install uninstall clean
+.PHONY: help mount umount test bench bench-guest install uninstall clean
 help:
 	@sed -n 's/^# \(sudo make\)/\1/p' Makefile
 
@@ -47,6 +47,9 @@ test: $(VENV)/test.stamp
 bench: $(VENV)/test.stamp
 	$(call install_missing,bindfs)
 	@$(BIN)/python -m bench.run $(BENCH)
+
+bench-guest: $(VENV)/test.stamp
+	@$(BIN)/python -m bench.guest $(BENCH)
 
 $(VENV)/run.stamp: Makefile setup.cfg setup.py
 	$(call install_missing,$(RUN_PACKAGES))

@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import select
+import shutil
 import tempfile
 from dataclasses import dataclass
 from enum import Enum
@@ -21,6 +22,7 @@ from .transport import mounting
 _PARAMETERS = "/sys/module/fuse/parameters"
 _INIT_WAIT_MS = 5000
 _FEW_DESCRIPTORS = 4096
+_MACHINES = ("qemu-system-x86_64", "qemu-system-aarch64", "cloud-hypervisor")
 
 
 class State(Enum):
@@ -52,7 +54,15 @@ def examine(directory: str) -> list[Finding]:
             offer = _offer()
         except (OSError, UserError) as error:
             found.append(Finding("mount", State.MISSING, f"a trial mount failed: {error}", "mend that, and ask again"))
-    found += [_version(offer), _passthrough(offer), _io_uring(offer), _namespaces(), _file_handles(directory), _limit()]
+    found += [
+        _version(offer),
+        _passthrough(offer),
+        _io_uring(offer),
+        _namespaces(),
+        _file_handles(directory),
+        _limit(),
+        _guests(),
+    ]
     return found
 
 
@@ -175,6 +185,15 @@ def _limit() -> Finding:
     if hard != resource.RLIM_INFINITY and hard < _FEW_DESCRIPTORS:
         return Finding("open_files", State.LIMITED, detail, "raise it: ulimit -Hn, or LimitNOFILE= of the unit")
     return Finding("open_files", State.OK, detail)
+
+
+def _guests() -> Finding:
+    """passthrough serve needs nothing of the kernel beyond eventfd and memfd; a guest needs somebody to run it."""
+    names = [name for name in _MACHINES if shutil.which(name)]
+    if not names:
+        remedy = "apt install qemu-system-x86, where guests are to run here"
+        return Finding("guests", State.LIMITED, "no QEMU or Cloud Hypervisor: nobody to serve virtio-fs to", remedy)
+    return Finding("guests", State.OK, f"virtio-fs can be served to guests of {', '.join(names)}")
 
 
 def _read(path: str) -> str:

@@ -217,7 +217,8 @@ class FrontEnd:
         return request, payload, fds + more
 
     def _exactly(self, size: int) -> tuple[bytes, list[int]]:
-        data, fds = b"", []
+        data = b""
+        fds: list[int] = []
         while len(data) < size:
             try:
                 part, ancillary, _, _ = self.socket.recvmsg(size - len(data), socket.CMSG_SPACE(32))

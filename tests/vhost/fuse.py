@@ -147,7 +147,10 @@ class Client:
         entry = struct.unpack_from("=Q", body)[0]
         return entry, s.FUSE_OPEN_OUT.struct.unpack_from(body, s.FUSE_ENTRY_OUT.size)[0]
 
-    def read(self, nodeid: int, fh: int, offset: int, size: int) -> memoryview:
+    def read(self, nodeid: int, fh: int, offset: int, size: int) -> bytes:
+        return self.read_slot(nodeid, fh, offset, size).tobytes()
+
+    def read_slot(self, nodeid: int, fh: int, offset: int, size: int) -> memoryview:
         return self.call("read", nodeid, s.FUSE_READ_IN.struct.pack(fh, offset, size, 0, 0, 0), room=size)
 
     def write(self, nodeid: int, fh: int, offset: int, data: bytes) -> int:

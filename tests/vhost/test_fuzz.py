@@ -96,7 +96,7 @@ _MESSAGES = st.tuples(
 @_SETTINGS
 @given(st.lists(_MESSAGES, min_size=1, max_size=12), st.booleans())
 @example([(12, m.put_u64(0), 1, True), (18, bytes(8), 0, True)], True)
-def test_messages_in_any_order(daemon: BackEnd, sequence: list[tuple[int, bytes, int, bool]], *, running: bool) -> None:
+def test_messages_in_any_order(daemon: BackEnd, sequence: list[tuple[int, bytes, int, bool]], running: bool) -> None:
     front = daemon.connect(Memory(1 << 20))
     try:
         front.begin(size=16) if running else front.negotiate()

@@ -251,7 +251,7 @@ def test_a_front_end_that_comes_back_finds_its_files_open(own: BackEnd) -> None:
     for ring in rings:
         again.add_ring(ring=ring)
     assert rings[1].wait() == (head, 20)
-    assert memory.at(client.slot.data, 4) == b"kept"
+    assert memory.at(client.slot.data, 4).tobytes() == b"kept"
     again.close()
     os.close(record)
 
