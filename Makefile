@@ -28,7 +28,7 @@ install_missing = @set -e; packages="$(strip $(call missing,$(1)))"; if [ -n "$$
 	echo "installing: $$packages" >&2; \
 	apt-get -qq update && apt-get -qq install -y --no-install-recommends $$packages >/dev/null; fi
 
-.PHONY: help mount umount test bench bench-guest install uninstall clean
+.PHONY: help mount umount test bench bench-guest fuzz install uninstall clean
 help:
 	@sed -n 's/^# \(sudo make\)/\1/p' Makefile
 
@@ -50,6 +50,10 @@ bench: $(VENV)/test.stamp
 
 bench-guest: $(VENV)/test.stamp
 	@$(BIN)/python -m bench.guest $(BENCH)
+
+fuzz: $(VENV)/test.stamp
+	@$(BIN)/pip -qq install atheris
+	@$(BIN)/python -m bench.fuzz_vhost $(or $(FUZZ),-max_total_time=300)
 
 $(VENV)/run.stamp: Makefile setup.cfg setup.py
 	$(call install_missing,$(RUN_PACKAGES))

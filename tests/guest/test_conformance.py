@@ -25,8 +25,8 @@ export TMPDIR=/mnt/tmp HOME=/mnt/tmp PYTHONDONTWRITEBYTECODE=1 PATH=/usr/sbin:/u
 cd {root}
 """
 _LIST = """ulimit -n 4096
-PASSTHROUGH_GUEST=/mnt/behind:/mnt/work {python} -m pytest -p no:cacheprovider --color=no -q -m core {words} \\
-    tests/mounted/posix
+export PASSTHROUGH_GUEST=/mnt/behind:/mnt/work
+{python} -m pytest -p no:cacheprovider --color=no -q -m core --durations=12 {words} tests/mounted/posix
 """
 _PROGRAMS = """cd /mnt/work
 fio --name=verify --filename=fio --size=8M --rw=randrw --bs=4k --direct=1 --verify=crc32c --do_verify=1 \\

@@ -221,6 +221,7 @@ MALFORMED = {
     "no room for a header": (_header(56, 3) + GETATTR, 15, None),
     "no room at all": (_header(56, 3) + GETATTR, 0, None),
     "no room for the body": (_header(56, 3) + GETATTR, 60, errno.EIO),
+    "a wrong length and no room": (_header(200, 3) + GETATTR, 0, None),
     "a name without its NUL": (_header(43, 1) + b"abc", 256, errno.EINVAL),
     "two names": (_header(44, 1) + b"a\0b\0", 256, errno.EINVAL),
     "a name that is a path": (_header(46, 1) + b"../..\0", 256, errno.EINVAL),

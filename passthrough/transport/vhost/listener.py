@@ -77,6 +77,21 @@ class _PidFile:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._lock()
+        while not self._is_there():  # who had it has removed it meanwhile
+            os.close(self._fd)
+            self._lock()
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
+
+    def _lock(self) -> None:
+        path = self._path
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as error:
@@ -92,8 +107,6 @@ class _PidFile:
                 f"{path}: another daemon (process {holder}) serves this socket; stop it, or name another path",
                 exitcodes.SOCKET,
             ) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
 
     def remove(self) -> None:
         """At the end."""

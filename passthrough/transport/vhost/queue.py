@@ -34,7 +34,11 @@ class EventFd:
     def __init__(self, fd: int) -> None:
         """Takes fd over. MessageError where it is no eventfd: a write to something else could block."""
         self.fd = fd
-        if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[eventfd]":
+        try:
+            kind = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError as error:
+            raise MessageError(f"a descriptor that cannot be looked at: {error.strerror}") from error
+        if kind != "anon_inode:[eventfd]":
             raise MessageError("a descriptor that is no eventfd")
         os.set_blocking(fd, False)
 

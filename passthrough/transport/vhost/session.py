@@ -288,5 +288,10 @@ def converse(connection: socket.socket, device: Device, stop: Stop) -> str | Non
         return None
     except MessageError as error:
         return str(error)
+    except OSError as error:
+        return f"the system refused: {error}"
+    except Exception:
+        log.exception("a bug of ours")
+        return "a bug of ours"
     finally:
         session.close()

@@ -111,8 +111,9 @@ class VirtioFs:
             raw = b"".join(parts)
         if total != header.len or (data is None and total > _REST_LIMIT):
             self._complain(f"request {header.unique} says {header.len} bytes, {total} came")
-            refusal = _answer(chain.writable, header.unique, -errno.EINVAL, _NOTHING)
-            return 0 if header.opcode in _NO_REPLY else refusal
+            if header.opcode in _NO_REPLY or not _has_room(chain.writable):
+                return 0
+            return _answer(chain.writable, header.unique, -errno.EINVAL, _NOTHING)
         return self._dispatch(chain, queue, reply, header, memoryview(raw), data)
 
     def _dispatch(
@@ -123,9 +124,7 @@ class VirtioFs:
             reply.begin(chain, queue)
             self.server.handle_apart(header, rest, reply, data)
             return 0
-        if not chain.writable or (
-            len(chain.writable[0]) < OUT_HEADER_SIZE and _length(chain.writable) < OUT_HEADER_SIZE
-        ):
+        if not _has_room(chain.writable):
             self._complain(f"request {header.unique} has no room for a reply")
             return 0
         if opcode in SLOW and self._helpers is not None:
@@ -169,6 +168,11 @@ def _answer(writable: list[memoryview], unique: int, result: int, body: memoryvi
     else:
         _scatter(writable, 0, memoryview(_pack_header(size, error, unique)))
     return size
+
+
+def _has_room(writable: list[memoryview]) -> bool:
+    """Whether a reply's header fits."""
+    return bool(writable) and (len(writable[0]) >= OUT_HEADER_SIZE or _length(writable) >= OUT_HEADER_SIZE)
 
 
 def _length(parts: list[memoryview]) -> int:
