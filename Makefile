@@ -13,8 +13,8 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 
 RUN_PACKAGES := fuse3 python3-venv python3-cap-ng python3-prctl python3-llfuse python3-seccomp python3-libnbd qemu-utils
-TEST_PACKAGES := acl attr btrfs-progs e2fsprogs fdisk fio gcc git libc6-dev libfuse3-dev libnbd-bin make man-db mount nbdkit \
-	passwd pkg-config qemu-system-common rsync sqlite3 uidmap util-linux xfsprogs
+TEST_PACKAGES := acl attr btrfs-progs busybox-static e2fsprogs fdisk fio gcc git libc6-dev libfuse3-dev libnbd-bin lz4 make \
+	man-db mount nbdkit passwd pkg-config qemu-system-common qemu-system-x86 rsync sqlite3 uidmap util-linux xfsprogs
 
 export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -28,7 +28,7 @@ install_missing = @set -e; packages="$(strip $(call missing,$(1)))"; if [ -n "$$
 	echo "installing: $$packages" >&2; \
 	apt-get -qq update && apt-get -qq install -y --no-install-recommends $$packages >/dev/null; fi
 
-.PHONY: help mount umount test bench bench-image install uninstall clean
+.PHONY: help mount umount test bench bench-image bench-guest fuzz install uninstall clean
 help:
 	@sed -n 's/^# \(sudo make\)/\1/p' Makefile
 
@@ -51,6 +51,13 @@ bench: $(VENV)/test.stamp
 	$(call install_missing,bindfs)
 	@$(BIN)/python -m bench.run $(BENCH)
 
+bench-guest: $(VENV)/test.stamp
+	@$(BIN)/python -m bench.guest $(BENCH)
+
+fuzz: $(VENV)/test.stamp
+	@$(BIN)/pip -qq install atheris
+	@$(BIN)/python -m bench.fuzz_vhost $(or $(FUZZ),-max_total_time=300)
+
 $(VENV)/run.stamp: Makefile setup.cfg setup.py
 	$(call install_missing,$(RUN_PACKAGES))
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv --system-site-packages $(VENV)
@@ -69,13 +76,17 @@ install:
 	@install -d $(PREFIX)/bin $(PREFIX)/share/man/man1 $(PREFIX)/share/man/man7
 	@ln -sf $(LIBDIR)/bin/passthrough $(PREFIX)/bin/passthrough
 	@ln -sf $(LIBDIR)/bin/mount.fuse.passthrough $(SBINDIR)/mount.fuse.passthrough
+	@ln -sf $(LIBDIR)/bin/passthrough-virtiofsd $(PREFIX)/bin/passthrough-virtiofsd
+	@install -d $(PREFIX)/share/qemu/vhost-user
+	@sed 's,/usr/local,$(PREFIX),' share/50-passthrough.json >$(PREFIX)/share/qemu/vhost-user/50-passthrough.json
 	@install -m 644 man/*.1 $(PREFIX)/share/man/man1/
 	@install -m 644 man/*.7 $(PREFIX)/share/man/man7/
 	@rm -rf build
 	@echo "installed: $(PREFIX)/bin/passthrough, $(SBINDIR)/mount.fuse.passthrough, the man pages"
 
 uninstall:
-	@rm -rf $(LIBDIR) $(PREFIX)/bin/passthrough $(SBINDIR)/mount.fuse.passthrough
+	@rm -rf $(LIBDIR) $(PREFIX)/bin/passthrough $(PREFIX)/bin/passthrough-virtiofsd $(SBINDIR)/mount.fuse.passthrough \
+		$(PREFIX)/share/qemu/vhost-user/50-passthrough.json
 	@for page in man/*.1; do rm -f $(PREFIX)/share/man/man1/$$(basename $$page); done
 	@for page in man/*.7; do rm -f $(PREFIX)/share/man/man7/$$(basename $$page); done
 

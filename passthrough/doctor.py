@@ -23,6 +23,7 @@ from .transport import mounting
 _PARAMETERS = "/sys/module/fuse/parameters"
 _INIT_WAIT_MS = 5000
 _FEW_DESCRIPTORS = 4096
+_MACHINES = ("qemu-system-x86_64", "qemu-system-aarch64", "cloud-hypervisor")
 
 
 class State(Enum):
@@ -54,8 +55,17 @@ def examine(directory: str) -> list[Finding]:
             offer = _offer()
         except (OSError, UserError) as error:
             found.append(Finding("mount", State.MISSING, f"a trial mount failed: {error}", "mend that, and ask again"))
-    found += [_libnbd(), _qemu_nbd()]
-    found += [_version(offer), _passthrough(offer), _io_uring(offer), _namespaces(), _file_handles(directory), _limit()]
+    found += [
+        _libnbd(),
+        _qemu_nbd(),
+        _version(offer),
+        _passthrough(offer),
+        _io_uring(offer),
+        _namespaces(),
+        _file_handles(directory),
+        _limit(),
+        _guests(),
+    ]
     return found
 
 
@@ -193,6 +203,15 @@ def _qemu_nbd() -> Finding:
         detail = "not installed: export takes no qcow2, vmdk, vdi, vhdx or luks"
         return Finding("qemu_nbd", State.LIMITED, detail, "apt install qemu-utils")
     return Finding("qemu_nbd", State.OK, path)
+
+
+def _guests() -> Finding:
+    """passthrough serve needs nothing of the kernel beyond eventfd and memfd; a guest needs somebody to run it."""
+    names = [name for name in _MACHINES if shutil.which(name)]
+    if not names:
+        remedy = "apt install qemu-system-x86, where guests are to run here"
+        return Finding("guests", State.LIMITED, "no QEMU or Cloud Hypervisor: nobody to serve virtio-fs to", remedy)
+    return Finding("guests", State.OK, f"virtio-fs can be served to guests of {', '.join(names)}")
 
 
 def _read(path: str) -> str:

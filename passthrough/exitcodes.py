@@ -28,5 +28,7 @@ SERVING = 17
 """The mount was made and ended by a failure of the stream, not by an unmount or a signal."""
 SANDBOX = 18
 """A step of the sandbox failed; the line names the step and its likely cause."""
+SOCKET = 19
+"""The socket cannot be made, or another daemon serves it."""
 MOUNT_FAILED = 32
 """mount(2) or fusermount3 failed for another reason, which the line gives."""

@@ -39,7 +39,7 @@ class ExportOptions(SandboxOptions):
     auto_unmount: bool = False
     debug: bool = False
 
-    def request(self, image: str, again: str) -> ImageRequest:
+    def request(self, image: str, again: str = "") -> ImageRequest:
         """The part that finds the image; again: see ImageRequest."""
         return ImageRequest(
             image,

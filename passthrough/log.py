@@ -17,6 +17,14 @@ def to_stderr(*, debug: bool) -> None:
     use(handler, debug=debug)
 
 
+def to_syslog() -> logging.Handler:
+    """The system log, as an ordinary program (LOG_USER)."""
+    handler = logging.handlers.SysLogHandler(_SYSLOG, logging.handlers.SysLogHandler.LOG_USER)
+    handler.setFormatter(logging.Formatter(f"passthrough[{os.getpid()}]: %(levelname)s: %(message)s"))
+    use(handler)
+    return handler
+
+
 def background_handler(path: str) -> logging.Handler:
     """For the background, open: syslog, or the file `path` where there is none. Lines name the process that calls."""
     handler: logging.Handler

@@ -88,6 +88,13 @@ class Server:
             payload_size = -1  # it ends before its struct does: refused as in one buffer
         return self._run(call, header, args, 0, payload, 0, payload_size, channel, data)
 
+    def handle_apart(
+        self, header: Header, rest: memoryview, channel: Channel, data: Buffers | None = None
+    ) -> int | None:
+        """A request whose header lies apart: the opcode's struct and what follows it in rest, WRITE's data in data."""
+        size, call = self._calls[header.opcode] if header.opcode < OPCODE_LIMIT else calls.UNKNOWN
+        return self._run(call, header, rest, 0, rest, size, len(rest), channel, data)
+
     def _run(
         self,
         call: Call,
@@ -191,6 +198,13 @@ class Server:
     def interrupt_waiting(self) -> None:
         """End the requests that wait for a lock: the session is about to end."""
         self._waiters.close()
+
+    def restart_waiting(self) -> None:
+        """The same, and the session may go on: its door was shut for a while."""
+        self._waiters.close()
+        self._waiters = Waiters()
+        if self.agreement is not None:
+            self._calls = self._table(self.agreement)
 
     def close(self) -> None:
         """The door is shut (unmounted, aborted): end what waits and tell the file system, if DESTROY did not."""

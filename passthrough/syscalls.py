@@ -28,6 +28,7 @@ MS_NOATIME = 1024
 MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW = 36, 37, 38
+MEMBARRIER_CMD_PRIVATE_EXPEDITED, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED = 8, 16
 CAP_DAC_OVERRIDE, CAP_FSETID, CAP_SYS_ADMIN = 1, 4, 21
 
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
@@ -42,9 +43,9 @@ _DENTS_SIZE = 1 << 16
 
 # By machine: the raw calls whose glibc wrappers act on all threads.
 _NUMBERS = {
-    "x86_64": {"setgroups": 116, "setresuid": 117, "setresgid": 119},
-    "aarch64": {"setgroups": 159, "setresuid": 147, "setresgid": 149},
-    "riscv64": {"setgroups": 159, "setresuid": 147, "setresgid": 149},
+    "x86_64": {"setgroups": 116, "setresuid": 117, "setresgid": 119, "membarrier": 324},
+    "aarch64": {"setgroups": 159, "setresuid": 147, "setresgid": 149, "membarrier": 283},
+    "riscv64": {"setgroups": 159, "setresuid": 147, "setresgid": 149, "membarrier": 283},
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -222,6 +223,12 @@ def with_effective(sets: bytes, keep: int, add: int = 0) -> bytes:
 def thread_capset(sets: bytes) -> None:
     """capset(2) for the calling thread."""
     if _capset(_CAPABILITY_HEADER, sets) < 0:
+        raise _error()
+
+
+def membarrier(command: int) -> None:
+    """membarrier(2): a full memory barrier on every CPU that runs a thread of ours, this one included."""
+    if _syscall(_numbers["membarrier"], command, 0, 0) < 0:
         raise _error()
 
 

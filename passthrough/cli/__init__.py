@@ -3,20 +3,26 @@
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .. import exitcodes
 from ..errors import UserError
 from ..options import collect
 from . import parser
+from .serve_options import options_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own) and return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: _dispatch(os.path.basename(sys.argv[0]), words))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command; what it raises becomes one line and an exit status."""
     _open_streams()
     try:
-        return _dispatch(os.path.basename(sys.argv[0]), words)
+        return command()
     except UserError as error:
         print(f"passthrough: {_one_line(str(error))}", file=sys.stderr)
         return error.status
@@ -67,6 +73,10 @@ def _dispatch(program: str, words: list[str]) -> int:
 
         options = export_options.collect(parsed.settings)
         return export.run(parsed.image, parsed.file, options, foreground=parsed.foreground)
+    if parsed.command == "serve":
+        from . import serve
+
+        return serve.run(options_of(vars(parsed)))
     from . import doctor
 
     return doctor.run(parsed.directory, as_json=parsed.json)

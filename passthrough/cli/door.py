@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 
 from .. import exitcodes
 from ..errors import UserError
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 
 class MountDoor:
     """One mount, its state file, and the device's descriptors for the daemon (keeper.Door)."""
+
+    replaces = False
 
     def __init__(self, request: mounting.MountRequest, *, source: str, threads: int) -> None:
         self._request = request
@@ -51,6 +54,10 @@ class MountDoor:
         if self._state is not None:
             self._state.remove()
             self._state = None
+
+    def goes_on_after(self, number: signal.Signals) -> bool:
+        """Never: what the daemon knew of the mount is gone with it."""
+        return False
 
     def _unmounted(self, *, lazy: bool, force: bool) -> bool:
         assert self._mounted is not None

@@ -36,6 +36,9 @@ _QUIESCE_S = 15.0
 class Door(Protocol):
     """What is made in the caller's namespaces, and undone there."""
 
+    replaces: bool
+    """Whether goes_on_after() may say so."""
+
     def begin(self) -> list[int]:
         """Make it; the descriptors that the daemon needs, which will be closed here. UserError where it cannot be."""
 
@@ -48,6 +51,9 @@ class Door(Protocol):
     def end(self) -> None:
         """Undo it, whoever uses it. Also where there is nothing to undo."""
 
+    def goes_on_after(self, number: signal.Signals) -> bool:
+        """Whether another daemon takes the place of one that served, and was ended by this signal unasked."""
+
 
 Daemon = Callable[[Channel], int]
 """Runs in the child: enters the sandbox, serves, and returns the exit status."""
@@ -59,14 +65,24 @@ def keep(door: Door, daemon: Daemon, ready: Ready) -> int:
         sandbox.adopt_orphans()
     except ImportError as error:
         raise UserError(f"sandbox: {error}", exitcodes.SANDBOX) from error
-    ours, theirs = channel.pair()
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until each side knows what to do with one
-    child = os.fork()
-    if child == 0:
+    tell = ready
+    while True:
+        ours, theirs = channel.pair()
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until each side knows what to do with one
+        child = os.fork()
+        if child == 0:
+            ours.close()
+            os._exit(_run(daemon, theirs))
+        theirs.close()
+        status = _Keeper(door, ours, child).run(tell)
+        if status is not None:
+            return status
         ours.close()
-        os._exit(_run(daemon, theirs))
-    theirs.close()
-    return _Keeper(door, ours, child).run(ready)
+        tell = _nothing  # the starter knows
+
+
+def _nothing() -> None:
+    pass
 
 
 def _run(daemon: Daemon, outside: Channel) -> int:
@@ -96,18 +112,27 @@ class _Keeper:
         self._inside = inside
         self._child = child
         self._signals = Signals()
+        self._told = False
 
-    def run(self, ready: Ready) -> int:
+    def run(self, ready: Ready) -> int | None:
+        """The exit status, or None where another daemon is to take this one's place."""
         try:
             self._start()
             ready()
             self._wait()
         except BaseException:
             self._kill()
+            self._door.end()
             raise
         finally:
+            self._signals.close()
+        if not self._door.replaces:
+            self._door.end()  # first: a daemon may hang in what it serves
+            return self._status()
+        status = self._status()
+        if status is not None:
             self._door.end()
-        return self._status()
+        return status
 
     # Until it serves
 
@@ -160,6 +185,7 @@ class _Keeper:
 
     def _end_it(self) -> None:
         """Undo it cleanly where nobody is inside; else the daemon answers what is in flight, then the rest is cut."""
+        self._told = True
         if self._door.try_to_end() and self._gone_within(_LEAVE_S):
             return
         self._tell(signal.SIGTERM)
@@ -193,13 +219,15 @@ class _Keeper:
         status = self._reap()
         return f", by {signal.Signals(os.WTERMSIG(status)).name}" if os.WIFSIGNALED(status) else ""
 
-    def _status(self) -> int:
+    def _status(self) -> int | None:
         """The daemon's exit status. Who closed the channel and lives on is killed: that is no way to end."""
         self._tell(signal.SIGKILL)
         status = self._reap()
         if not os.WIFSIGNALED(status):
             return os.waitstatus_to_exitcode(status)
-        number = os.WTERMSIG(status)
+        number = signal.Signals(os.WTERMSIG(status))
+        if self._door.replaces and not self._told and self._door.goes_on_after(number):
+            return None
         why = " (a system call that means an attack; the kernel's log names it)" if number == signal.SIGSYS else ""
-        _log.error("the daemon was ended by %s%s", signal.Signals(number).name, why)
+        _log.error("the daemon was ended by %s%s", number.name, why)
         return exitcodes.SERVING

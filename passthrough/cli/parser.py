@@ -8,6 +8,7 @@ from .. import __version__, exitcodes
 from ..errors import UserError
 from ..export_options import EXPORT_OPTIONS
 from ..options import OPTIONS, Option, Setting, split_words
+from .serve_options import add_serve
 
 _EPILOG = "Every option is also a word for -o, with underscores: --allow-other is -o allow_other."
 
@@ -47,6 +48,7 @@ def build() -> Parser:
     add_mount(commands.add_parser("mount", help="mount a directory", epilog=_EPILOG, allow_abbrev=False))
     _add_umount(commands.add_parser("umount", help="unmount, and stop the daemon", allow_abbrev=False))
     add_export(commands.add_parser("export", help="export an image as a file", epilog=_EPILOG, allow_abbrev=False))
+    add_serve(commands.add_parser("serve", help="serve a directory to a virtual machine", allow_abbrev=False))
     _add_doctor(commands.add_parser("doctor", help="what this kernel and user can have", allow_abbrev=False))
     return parser
 

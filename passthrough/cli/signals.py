@@ -13,6 +13,7 @@ class Signals:
     """Each process makes its own, in its main thread."""
 
     def __init__(self) -> None:
+        self._ending = False
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
@@ -27,11 +28,12 @@ class Signals:
         return self._reader.fileno()
 
     def ending(self) -> bool:
-        """Whether one of the ending signals has come."""
+        """Whether one of the ending signals has come, now or before."""
         try:
-            return any(number in ENDING for number in self._reader.recv(4096))
+            self._ending |= any(number in ENDING for number in self._reader.recv(4096))
         except BlockingIOError:
-            return False
+            pass
+        return self._ending
 
     def close(self) -> None:
         """Hear of no more signals."""

@@ -34,6 +34,7 @@ NAMES = (
     "user_namespaces",
     "file_handles",
     "open_files",
+    "guests",
 )
 SANDBOXES = ("sandbox_namespace", "sandbox_chroot", "sandbox_landlock")
 """The command's own, after those."""
@@ -63,6 +64,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPat
     monkeypatch.setattr(mounting, "helper_path", lambda: str(helper))
     monkeypatch.setattr(syscalls, "has_file_handles", lambda fd: True)
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 1 << 20))
+    monkeypatch.setattr(doctor, "_MACHINES", ("sh",))
     return monkeypatch
 
 
@@ -181,6 +183,13 @@ def test_few_open_files(machine: pytest.MonkeyPatch, hard: int, state: State) ->
     finding = found()["open_files"]
     assert finding.state is state
     assert ("LimitNOFILE" in finding.remedy) is (state is State.LIMITED)
+
+
+def test_nobody_to_run_a_guest(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(doctor, "_MACHINES", ("qemu-system-nothing",))
+    finding = found()["guests"]
+    assert finding.state is State.LIMITED
+    assert "qemu-system-x86" in finding.remedy
 
 
 def _files(texts: dict[str, str]) -> object:

@@ -57,6 +57,7 @@ P = "passthrough"
 _CORE = (f"{P}.protocol", f"{P}.filesystem", f"{P}.syscalls")
 _SERVER = (f"{P}.calls", f"{P}.server", f"{P}.waiting", f"{P}.trace")
 _ERRORS = (f"{P}.errors", f"{P}.exitcodes")
+_VHOST = "passthrough.transport.vhost.{}".format  # virtqueues know no FUSE: virtiofs alone knows both
 RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((f"{P}.protocol",), (f"{P}.protocol",)),
     ((f"{P}.syscalls",), ()),
@@ -64,6 +65,15 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((f"{P}.errors",), (f"{P}.exitcodes",)),
     ((f"{P}.filesystem",), (f"{P}.protocol",)),
     (_SERVER, (*_CORE, *_SERVER)),
+    ((_VHOST("messages"),), ()),
+    ((_VHOST("memory"),), ()),
+    ((_VHOST("inflight"),), (_VHOST("memory"),)),
+    ((_VHOST("vring"),), (f"{P}.syscalls", _VHOST("memory"), _VHOST("inflight"))),
+    ((_VHOST("queue"),), (_VHOST("messages"), _VHOST("vring"))),
+    ((_VHOST("device"),), tuple(map(_VHOST, ("messages", "memory", "inflight", "vring", "queue")))),
+    ((_VHOST("session"),), tuple(map(_VHOST, ("messages", "queue", "device")))),
+    ((_VHOST("listener"),), _ERRORS),
+    ((_VHOST("virtiofs"),), (*_SERVER, *_CORE, _VHOST("queue"), _VHOST("vring"))),
     ((f"{P}.transport",), (f"{P}.transport", *_SERVER, *_CORE, *_ERRORS)),
     ((f"{P}.fs",), (f"{P}.fs", *_CORE)),
     ((f"{P}.options",), (f"{P}.fs", *_ERRORS)),

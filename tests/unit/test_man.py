@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from passthrough import exitcodes, trace
-from passthrough.cli import parser
+from passthrough.cli import parser, virtiofsd
 from passthrough.export_options import EXPORT_OPTIONS
 from passthrough.fs.image import CacheMode
 from passthrough.fs.tree.config import NS_PER_S, Cache, ReaddirPlus, TreeConfig
@@ -19,7 +19,7 @@ from passthrough.options import OPTIONS, Option, SandboxMode, SeccompMode, split
 from sandbox import capabilities, seccomp
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("mount", "umount", "export", "doctor")
+COMMANDS = ("mount", "umount", "export", "serve", "doctor")
 PAGES = sorted((ROOT / "man").glob("*.1"))
 ALL_PAGES = [*PAGES, *sorted((ROOT / "man").glob("*.7"))]
 _WORDS = {option.word for option in OPTIONS}
@@ -67,7 +67,8 @@ def option_strings(command: str) -> set[str]:
 
 def test_every_command_has_a_page_and_is_in_the_overview() -> None:
     assert set(command_parsers()) == set(COMMANDS)
-    assert {path.stem for path in PAGES} == {"passthrough", *(f"passthrough-{name}" for name in COMMANDS)}
+    pages = {"passthrough", "passthrough-virtiofsd", *(f"passthrough-{name}" for name in COMMANDS)}
+    assert {path.stem for path in PAGES} == pages
     named = {tag.split()[0] for tag in tags("passthrough")}
     assert set(COMMANDS) <= named
 
@@ -108,6 +109,8 @@ def test_the_overview_has_the_options_of_the_program_itself() -> None:
 @pytest.mark.parametrize("path", ALL_PAGES, ids=lambda path: path.stem)
 def test_long_options_in_prose_and_examples_exist(path: Path) -> None:
     known = set().union(*(option_strings(command) for command in COMMANDS)) | {"--version", "--OPTION", "--export"}
+    if path.stem == "passthrough-virtiofsd":
+        known |= {row.word for row in virtiofsd.TABLE}
     text = re.sub(r"\\f[BIRP]", "", path.read_text(encoding="utf-8")).replace("\\-", "-")
     assert set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", text)) <= known
 
@@ -117,6 +120,27 @@ def test_words_in_examples_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8").replace("\\-", "-")
     for argument in re.findall(r"passthrough mount .*?-o (\S+)", text):
         assert {word for word, _ in split_words(argument)} <= _WORDS
+
+
+def _effect(row: virtiofsd.Row) -> str:
+    """What the table of the page says of an option."""
+    if row.refused:
+        return f"refused: {row.refused}" + (f"; {', '.join(row.allowed)} is accepted" if row.allowed else "")
+    if not row.field:
+        return "no effect: it stays in the foreground" if row.word == "-f" else "no effect, as there"
+    name = {"timeout_ns": "timeout"}.get(row.field, row.field).replace("_", "-")
+    if row.value is False:
+        return f"--no-{name}" if f"--no-{name}" in option_strings("serve") else f"without --{name}"
+    return f"--{name}" + (f"={row.metavar}" if row.metavar else "")
+
+
+def test_the_table_of_virtiofsds_options_is_the_parsers() -> None:
+    text = page("passthrough-virtiofsd").partition("\n_\n")[2].partition("\n.TE")[0].replace("\\-", "-")
+    written = re.findall(r"^([^;\n]+);(\w+);T\{\n(.*)\nT\}$", text, re.MULTILINE)
+    shown = [
+        (f"{row.word}={row.metavar}" if row.metavar else row.word, row.who, _effect(row)) for row in virtiofsd.TABLE
+    ]
+    assert written == shown
 
 
 def _exit_statuses() -> list[tuple[int, str]]:
@@ -181,7 +205,7 @@ def test_the_table_of_cache_modes_has_the_timeouts_that_hold() -> None:
 def test_renders_without_warnings(path: Path) -> None:
     if shutil.which("groff") is None:
         pytest.skip("groff is not installed (man-db brings groff-base)")
-    command = ["groff", "-ww", "-man", "-Tutf8", "-K", "utf8", str(path)]
+    command = ["groff", "-ww", "-t", "-man", "-Tutf8", "-K", "utf8", str(path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"})
     assert (result.returncode, result.stderr) == (0, "")
     assert "SEE ALSO" in re.sub(".\b", "", result.stdout)

@@ -98,6 +98,12 @@ class TreeBase(FileSystem):
         self.proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if proc is None else proc
         self.credentials = Credentials(trusting=config.default_permissions)
         self.writeback = False
+        self.submounts = False
+        self._kept_flags = _OPEN_FLAGS
+        if config.direct_io:
+            self._kept_flags |= os.O_DIRECT
+        if config.noatime:
+            self._kept_flags |= os.O_NOATIME
         self._quiet: dict[tuple[int, ...], bool] = {}
         self._masks: dict[tuple[int, int], int] = {}
         self._masks_lock = threading.Lock()
@@ -124,6 +130,7 @@ class TreeBase(FileSystem):
             (config.readdirplus is ReaddirPlus.AUTO, c.FUSE_READDIRPLUS_AUTO),
             (config.writeback, c.FUSE_WRITEBACK_CACHE),
             (config.passthrough is not Choice.OFF, c.FUSE_PASSTHROUGH),
+            (config.submounts, c.FUSE_SUBMOUNTS),
             (config.flock, c.FUSE_FLOCK_LOCKS),
             (config.posix_lock, c.FUSE_POSIX_LOCKS),
             (config.posix_acl, c.FUSE_POSIX_ACL | c.FUSE_SETXATTR_EXT),
@@ -136,6 +143,7 @@ class TreeBase(FileSystem):
     def init(self, agreement: Agreement, kernel: Kernel | None) -> None:
         """A session begins."""
         self.writeback = agreement.has(c.FUSE_WRITEBACK_CACHE)
+        self.submounts = agreement.has(c.FUSE_SUBMOUNTS)
         self.credentials.masks = agreement.has(c.FUSE_DONT_MASK)
         if kernel is not None and agreement.has(c.FUSE_PASSTHROUGH) and not self.writeback:
             self._backings = Backings(kernel, self.credentials)
@@ -160,6 +168,18 @@ class TreeBase(FileSystem):
         surely_new saves a new one the first of two statx calls; it is no mistake where it turns out wrong. So does the
         guess that new ones come after new ones, as they do when a tree is walked.
         """
+        found = self._find(parent, name, surely_new)
+        return self._announced(parent, found) if self.submounts else found
+
+    @staticmethod
+    def _announced(parent: Inode, found: tuple[Inode, Attr]) -> tuple[Inode, Attr]:
+        """A directory of another file system, or another mount of the same, is told to be one."""
+        inode, attr = found
+        if inode.key[1:] == parent.key[1:] or inode.kind != stat.S_IFDIR:
+            return found
+        return inode, attr._replace(flags=c.FUSE_ATTR_SUBMOUNT)
+
+    def _find(self, parent: Inode, name: bytes, surely_new: bool) -> tuple[Inode, Attr]:
         covered = self.covered
         if covered is not None and name == covered.name and parent.key[:3] == covered.parent:
             self.afford()
@@ -211,10 +231,10 @@ class TreeBase(FileSystem):
         """The flags to open the source's file with.
 
         O_APPEND is left to each write (RWF_APPEND), or with writeback to the kernel, which then must also read pages
-        that it writes in part (O_RDWR). O_DIRECT is between the caller and the kernel: our page cache is the source's.
-        O_NOATIME would fail for files of others.
+        that it writes in part (O_RDWR). Unless configured otherwise, O_DIRECT is between the caller and the kernel (our
+        page cache is the source's), and O_NOATIME, which would fail for files of others, is left out.
         """
-        flags &= _OPEN_FLAGS
+        flags &= self._kept_flags
         if self.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
             flags = flags & ~os.O_ACCMODE | os.O_RDWR
         return flags
@@ -288,8 +308,11 @@ class TreeBase(FileSystem):
     def ino_mask(self, key: Key) -> int:
         """What to XOR inode numbers of this device with, so that two devices' numbers differ on the one mount.
 
-        The root's device has 0; the others get the upper 16 bits in the order in which they are met.
+        The root's device has 0; the others get the upper 16 bits in the order in which they are met. Where mounts are
+        announced, each has a device number of its own.
         """
+        if self.submounts:
+            return 0
         with self._masks_lock:
             return self._masks.setdefault(key[1:3], (len(self._masks) & 0xFFFF) << 48)
 

@@ -46,6 +46,9 @@ class TreeConfig:
     flock: bool = False
     posix_lock: bool = False
     default_permissions: bool = True
+    direct_io: bool = False  # a caller's O_DIRECT is for the source's file as well
+    noatime: bool = False  # a caller's O_NOATIME is for the source's file as well
+    submounts: bool = False  # other file systems below the root are announced as such (virtio-fs, Linux 5.10)
     descriptors: int = 0  # how many descriptors clients may pin; 0: what RLIMIT_NOFILE leaves
 
     def resolved(self) -> "TreeConfig":

@@ -1,0 +1,193 @@
+"""passthrough serve: from the options to a socket that a virtual machine's front end can connect to."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import stat
+
+import sandbox
+
+from .. import exitcodes, log
+from ..errors import UserError
+from ..filesystem import FileSystem
+from ..fs.readonly import ReadOnly
+from ..fs.tree import Tree
+from ..protocol import constants as c
+from ..protocol.negotiation import Wishes
+from ..server import Server
+from ..transport.vhost import listener as listening
+from ..transport.vhost.backend import Backend
+from ..transport.vhost.device import config_space
+from . import confine
+from .channel import Channel
+from .keeper import keep
+from .serve_options import ServeOptions
+from .serving import tame_collector
+from .signals import Signals
+
+_log = logging.getLogger(__name__)
+
+CAPABILITIES = {"type": "fs", "features": ["separate-options"]}
+"""What --print-capabilities says (vhost-user.json, VHostUserBackendCapabilities)."""
+_MAX_WRITE = 1 << 20
+_CALLS = ("accept4", "getpeername", "getsockname", "getsockopt", "memfd_create", "shutdown")
+"""System calls of a back end beyond those of a daemon that serves files; memfd_create for the record of requests in
+flight, which the front end is given."""
+_CAUSES = {
+    signal.SIGBUS: "the front end took memory away that it had shared",
+    signal.SIGKILL: "somebody, or the kernel for want of memory, killed it",
+}
+_LEVELS = {
+    "off": logging.CRITICAL + 1,
+    "error": logging.ERROR,
+    "warn": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+    "trace": logging.DEBUG,
+}
+
+
+def run(options: ServeOptions) -> int:
+    """Serve until a signal ends it, or with once until the first front end has gone."""
+    if options.print_capabilities:
+        print(json.dumps(CAPABILITIES, indent=2))
+        return exitcodes.OK
+    keep_log = _begin_log(options)
+    share = _Share(open_source(options.shared_dir), os.path.realpath(options.shared_dir), options)
+    if options.sandbox_explain:
+        print("\n".join(confine.explain(options, share.needs(keep_log), "take over the socket, which is made outside")))
+        return exitcodes.OK
+    confine.warn(options)
+    if options.fd is not None:
+        listener = listening.inherited(options.fd)
+    else:
+        assert options.socket_path is not None
+        listener = listening.listen(options.socket_path, options.socket_group)
+    confine.preload()
+    return keep(_SocketDoor(listener), lambda outside: share.serve(outside, keep_log), lambda: None)
+
+
+class _SocketDoor:
+    """The listening socket, as the process outside the sandbox keeps it (keeper.Door).
+
+    Guest memory is memory of somebody else's file. Where that file shrinks, touching it is SIGBUS, which no Python code
+    can outlive; so it ends one front end's connection with the daemon that served it, and another takes its place.
+    """
+
+    replaces = True
+
+    def __init__(self, listener: listening.Listener) -> None:
+        self._listener = listener
+
+    def begin(self) -> list[int]:
+        """It listens already."""
+        return [os.dup(self._listener.socket.fileno())]
+
+    def without_io_uring(self) -> None:
+        """It has none."""
+
+    def try_to_end(self) -> bool:
+        """Front ends may be connected: the daemon is told."""
+        return False
+
+    def end(self) -> None:
+        """Remove the socket."""
+        self._listener.close()
+
+    def goes_on_after(self, number: signal.Signals) -> bool:
+        """Another accepts the next front end."""
+        cause = _CAUSES.get(number, "a bug of ours, or of the interpreter")
+        _log.error("the process that served was ended by %s (%s); another takes its place", number.name, cause)
+        return True
+
+
+def _begin_log(options: ServeOptions) -> frozenset[int]:
+    """The descriptors that it needs."""
+    used: frozenset[int] = frozenset()
+    if options.syslog:
+        used = frozenset({log.descriptor(log.to_syslog())})
+    else:
+        log.to_stderr(debug=options.debug)
+    level = "debug" if options.debug else options.log_level
+    logging.getLogger().setLevel(_LEVELS[level])
+    return used
+
+
+def open_source(path: str) -> int:
+    """The directory or regular file to share, as an O_PATH descriptor: opened once, and not to be exchanged later."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"{path}: cannot open what to share: {error.strerror}", exitcodes.SOURCE) from error
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        os.close(fd)
+        raise UserError(f"{path}: only a directory or a regular file can be shared", exitcodes.SOURCE)
+    return fd
+
+
+class _Share:
+    """What is shared, and the daemon that serves it."""
+
+    def __init__(self, fd: int, path: str, options: ServeOptions) -> None:
+        self._fd = fd
+        self._path = path
+        self._options = options
+        self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        self._signals: Signals
+        self._socket: socket.socket
+
+    def needs(self, log_descriptors: frozenset[int]) -> confine.Needs:
+        """What the sandbox leaves to the daemon. A single file is all that there is, held by its descriptor."""
+        return confine.Needs(
+            path=None if self._is_file else self._path,
+            opened=None if self._is_file else self._fd,
+            readonly=self._options.readonly,
+            files=frozenset({self._fd}) if self._is_file else frozenset(),
+            keep=log_descriptors,
+            calls=_CALLS,
+        )
+
+    def serve(self, outside: Channel, log_descriptors: frozenset[int]) -> int:
+        """In the child of the keeper: until a signal ends it."""
+        options = self._options
+        step = sandbox.Step("take over the socket, which is made outside", lambda: self._take_over(outside))
+        inside, tell = confine.enter(options, self.needs(log_descriptors), outside, [step])
+        tell()
+        tree = self._tree(inside)
+        wishes = Wishes(
+            flags=options.flags(tree.flags) | c.FUSE_MAX_PAGES,
+            required=tree.required | (c.FUSE_POSIX_ACL if options.posix_acl else 0),
+            max_write=_MAX_WRITE,
+        )
+        requests = logging.getLogger(f"{__package__}.requests").debug if _wants_requests(options) else None
+        server = Server(tree, wishes, debug=requests)
+        config = None if options.tag is None else config_space(options.tag, options.num_request_queues)
+        backend = Backend(
+            server, _MAX_WRITE, options.thread_pool_size, config, inside.proc if inside.proc >= 0 else None
+        )
+        tame_collector()
+        outside.say("ready")
+        _log.info("%s: waiting for a front end", options.socket_path or f"--fd={options.fd}")
+        backend.run(self._socket, self._signals, once=options.once)
+        return exitcodes.OK
+
+    def _take_over(self, outside: Channel) -> None:
+        self._signals = Signals()  # of the process that serves
+        outside.say("placed")
+        descriptors = outside.hear().descriptors
+        if not descriptors:
+            raise UserError("ended before the socket was ready", exitcodes.INTERRUPTED)
+        self._socket = socket.socket(fileno=descriptors[0])
+
+    def _tree(self, inside: sandbox.Inside) -> FileSystem:
+        closed = inside.root >= 0
+        root = inside.root if closed and not self._is_file else self._fd
+        tree = Tree(root, self._options.tree(), None, inside.proc if closed else None)
+        return ReadOnly(tree) if self._options.readonly else tree
+
+
+def _wants_requests(options: ServeOptions) -> bool:
+    return options.debug or options.log_level == "trace"

@@ -1,0 +1,127 @@
+"""The whole machine as the guest's root file system, read-only; in it, programs and the conformance list on a share."""
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..mounted.harness import ROOT
+from .daemons import PEER, Daemons
+from .kernel import Guest
+from .machine import Machine, Share
+
+LIST_S = 300.0
+
+_SETUP = """set -e
+mount -t tmpfs tmpfs /mnt
+mkdir -p /mnt/work /mnt/behind /mnt/tmp
+mount -t virtiofs work /mnt/work
+mount -t virtiofs behind /mnt/behind
+export TMPDIR=/mnt/tmp HOME=/mnt/tmp PYTHONDONTWRITEBYTECODE=1 PATH=/usr/sbin:/usr/bin:/sbin:/bin
+cd {root}
+"""
+_LIST = """ulimit -n 4096
+export PASSTHROUGH_GUEST=/mnt/behind:/mnt/work
+{python} -m pytest -p no:cacheprovider --color=no -q -m core --durations=12 {words} tests/mounted/posix
+"""
+_PROGRAMS = """cd /mnt/work
+fio --name=verify --filename=fio --size=8M --rw=randrw --bs=4k --direct=1 --verify=crc32c --do_verify=1 \\
+    --verify_fatal=1 --ioengine=psync --output=/mnt/tmp/fio
+fio --name=mapped --filename=mapped --size=2M --rw=randwrite --bs=4k --ioengine=mmap --verify=crc32c --do_verify=1 \\
+    --verify_fatal=1 --output=/mnt/tmp/fio
+mkdir tree
+tar -C tree -xf {base}/tree.tar
+tar -C tree -cf {to} .
+(cd tree && find . -type f -print0 | sort -z | xargs -0 sha256sum) >sums
+setfattr -n user.colour -v blue fio
+echo "@xattr $(getfattr --only-values -n user.colour fio)"
+{python} -c '
+import fcntl
+with open("fio") as one, open("fio") as other:
+    fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("@locked")
+'
+cd many
+echo "@found $(find . -type f | wc -l)"
+"""
+
+
+def _root(daemons: Daemons) -> Share:
+    return daemons.ours(Path("/"), "--readonly", "--cache=always", tag="root")
+
+
+def _run(guest: Guest, daemons: Daemons, shares: list[Share], script: str, **words: object) -> str:
+    path = daemons.base / "script"
+    path.write_text((_SETUP + script).format(root=ROOT, base=daemons.base, python=sys.executable, **words))
+    line = f"pt.root=root pt.script={path}"
+    with Machine(guest, shares, line, daemons=daemons.running, memory="1G") as machine:
+        machine.wait_for("@ready")
+        return machine.wait_for_end(LIST_S)
+
+
+def _pack(daemons: Daemons) -> dict[str, str]:
+    """A real tree as an archive: this repository's sources. What each file's content is."""
+    (daemons.base / "tree").mkdir()
+    files = {}
+    for package in ("passthrough", "tests", "man"):
+        shutil.copytree(ROOT / package, daemons.base / "tree" / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in sorted((daemons.base / "tree").rglob("*")):
+        if path.is_file():
+            files[f"./{path.relative_to(daemons.base / 'tree')}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    subprocess.run(["tar", "-C", daemons.base / "tree", "-cf", daemons.base / "tree.tar", "."], check=True)
+    return files
+
+
+def _sums(path: Path) -> dict[str, str]:
+    return {name: digest for digest, name in (line.split("  ", 1) for line in path.read_text().splitlines())}
+
+
+def _programs(guest: Guest, daemons: Daemons, shared: Path, shares: list[Share], *, beside: bool = False) -> str:
+    """In the guest and behind it, everything must be what it was packed as."""
+    files = _pack(daemons)
+    (shared / "many").mkdir()
+    for number in range(20000):
+        (shared / "many" / str(number)).touch()
+    script = f"({_LIST}) >/mnt/tmp/list 2>&1 &\n{_PROGRAMS}wait $! || bad=1; cat /mnt/tmp/list; [ -z $bad ]\n"
+    said = _run(guest, daemons, shares, script if beside else _PROGRAMS, words="", to="/mnt/tmp/again.tar")
+    for word in ("@xattr blue", "@locked", "@found 20000"):
+        assert word in said
+    assert _sums(shared / "sums") == files
+    behind = {
+        f"./{path.relative_to(shared / 'tree')}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (shared / "tree").rglob("*")
+        if path.is_file()
+    }
+    assert behind == files
+    return said
+
+
+def test_the_conformance_list_and_real_programs(guest: Guest, daemons: Daemons, shared: Path) -> None:
+    """Side by side, on a virtual CPU each: that is quicker, and the queues are shared."""
+    options = ("--posix-acl", "--flock", "--posix-lock")
+    shares = [
+        _root(daemons),
+        daemons.ours(shared, *options, tag="work", queues=2),
+        daemons.ours(shared, *options, "--cache=never", "--allow-mmap", tag="behind"),
+    ]
+    said = _programs(guest, daemons, shared, shares, beside=True)
+    assert re.search(r"^\d+ passed", said, re.MULTILINE), said[-4000:]
+
+
+def test_real_programs_on_the_peer(guest: Guest, daemons: Daemons, shared: Path) -> None:
+    """The same with Debian's C virtiofsd: what is asked of ours is asked of it. It locks files where it is told to."""
+    if not PEER.exists():
+        pytest.skip("Debian's C virtiofsd (qemu-system-common) is not installed")
+    shares = [
+        _root(daemons),
+        daemons.peer(shared, "xattr", "flock", tag="work"),
+        daemons.peer(shared, "cache=none", tag="behind"),
+    ]
+    _programs(guest, daemons, shared, shares)

@@ -1,0 +1,1 @@
+"""virtio-fs over vhost-user, with a front end of our own."""

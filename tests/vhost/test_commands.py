@@ -1,0 +1,135 @@
+"""The command lines: passthrough serve's own, and virtiofsd's as libvirt and Kata Containers give them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from passthrough import exitcodes
+from passthrough.cli import serve, virtiofsd
+from passthrough.cli.serve_options import ServeOptions
+from passthrough.errors import UserError
+from passthrough.fs.tree import Cache
+
+from ..mounted.harness import ROOT, ended, refusal, run
+from .frontend import FrontEnd
+from .fuse import Client
+
+_LIBVIRT = "--fd={fd} -o source={shared},cache=always,xattr,no_posix_lock,sandbox=none"
+_KATA_C = "--fd={fd} -o source={shared} -o cache=auto --syslog -o no_posix_lock -f --thread-pool-size=1"
+_KATA_RUST = "--syslog --cache=never --shared-dir={shared} --fd={fd} --thread-pool-size=1 --announce-submounts"
+
+
+def _drop_in(*words: str, **more: object) -> "subprocess.Popen[str]":
+    code = "import sys; from passthrough.cli.virtiofsd import main; sys.exit(main())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
+        [sys.executable, "-c", code, *words], env=environment, text=True, stderr=subprocess.PIPE, **more
+    )
+
+
+@pytest.mark.parametrize("line", [_LIBVIRT, _KATA_C, _KATA_RUST], ids=["libvirt", "kata", "kata-rust"])
+def test_a_managers_command_line_serves(tmp_path: Path, line: str) -> None:
+    (tmp_path / "shared").mkdir()
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        words = line.format(fd=listener.fileno(), shared=tmp_path / "shared").split()
+        if not Path("/dev/log").exists():
+            words = [word for word in words if word != "--syslog"]
+        with _drop_in(*words, pass_fds=[listener.fileno()]) as process:
+            try:
+                front = FrontEnd(str(path))
+                front.begin()
+                client = Client(front)
+                client.init()
+                assert client.getattr()["nlink"] >= 1
+                front.close()
+                process.terminate()
+                assert ended(process.pid, 20)
+                assert process.wait() == 0
+            finally:
+                process.kill()
+
+
+def test_options_become_those_of_serve(tmp_path: Path) -> None:
+    words = f"--socket-path {tmp_path}/s -o source={tmp_path},cache=none,xattr,flock,timeout=1.5 --log-level err -d"
+    assert virtiofsd.options_of(words.split()) == ServeOptions(
+        shared_dir=str(tmp_path),
+        socket_path=f"{tmp_path}/s",
+        cache=Cache.NEVER,
+        xattr=True,
+        flock=True,
+        timeout_ns=1_500_000_000,
+        log_level="error",
+        debug=True,
+    )
+    again = virtiofsd.options_of([*words.split(), "-ono_xattr,no_flock", "--no-readdirplus"])
+    assert (again.xattr, again.flock, again.readdirplus) == (False, False, False)
+
+
+_BASE = ("--fd=3", "--shared-dir=/")
+
+
+@pytest.mark.parametrize("row", virtiofsd.TABLE, ids=lambda row: row.word.replace(" ", ""))
+def test_every_option_is_accepted_or_refused_with_its_reason(row: virtiofsd.Row) -> None:
+    values = {"N": "3", "MODE": "always", "DIR": "/", "SECONDS": "1", "LEVEL": "debug", "PATH": "/run/s"}
+    base = [word for word in _BASE if row.field != "fd" or not word.startswith("--fd")]
+    if row.field == "socket_path":
+        base = ["--shared-dir=/"]
+    if row.field == "socket_group":
+        base = ["--shared-dir=/", "--socket-path=/run/s"]
+    given = row.word + (f"={values.get(row.metavar, 'x')}" if row.metavar else "")
+    words = [*base, *given.split(" ", 1)]
+    if row.refused:
+        with pytest.raises(UserError) as error:
+            virtiofsd.options_of(words)
+        assert row.refused in str(error.value)
+        for value in row.allowed:
+            assert virtiofsd.options_of([*base, *f"{row.word}={value}".split(" ", 1)])
+        return
+    options = virtiofsd.options_of(words)
+    if row.field:
+        assert getattr(options, row.field) == (row.parse(values.get(row.metavar, "x")) if row.parse else row.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--fd=3",
+        "--shared-dir=/",
+        "--shared-dir=/ --fd=3 --socket-path=/run/s",
+        "--shared-dir=/ --fd=3 --socket-group=root",
+        "--shared-dir=/ --fd=3 --cache=sometimes",
+        "--shared-dir=/ --fd=3 --cache=never --writeback",
+        "--shared-dir=/ --fd=3 --thread-pool-size=-1",
+        "--shared-dir=/ --fd=3 --rlimit-nofile=99999999999",
+        "--shared-dir=/ --fd=3 --timeout=-1",
+        "--shared-dir=/ --fd=3 --tag=" + "x" * 37,
+        "--shared-dir=/ --fd=3 --num-request-queues=4",
+        "--shared-dir=/ --socket-path=/nonexistent/s",
+        "--shared-dir=/ --socket-path=/run/passthrough-test-s --socket-group=nosuchgroup",
+        "--shared-dir=/ --fd=999",
+    ],
+)
+def test_serve_refuses_on_one_line(words: str) -> None:
+    refusal(run("serve", *words.split()), exitcodes.USAGE)
+
+
+def test_serve_refuses_what_cannot_be_shared() -> None:
+    for path in ("/nonexistent", "/dev/null"):
+        line = refusal(run("serve", f"--shared-dir={path}", "--socket-path=/run/passthrough-test-s"), exitcodes.SOURCE)
+        assert path in line
+
+
+def test_the_capabilities_and_the_file_for_managers() -> None:
+    result = run("serve", "--print-capabilities")
+    assert json.loads(result.stdout) == serve.CAPABILITIES
+    described = json.loads((ROOT / "share" / "50-passthrough.json").read_text())
+    assert described["type"] == serve.CAPABILITIES["type"] == "fs"
+    assert described["binary"].endswith("/passthrough-virtiofsd")
