@@ -102,14 +102,20 @@ def test_the_share_is_all_that_is_mounted(harness: Harness, ordinary: bool, requ
     assert os.listdir(f"/proc/{mount.server}/root/") == os.listdir(mount.source)
 
 
-def test_a_mount_within_the_share_is_not_in_the_sandbox(harness: Harness) -> None:
+@pytest.mark.parametrize("where", ["point", "."])
+@pytest.mark.parametrize("propagation", ["private", "shared"])
+def test_a_mount_within_the_share_is_not_in_the_sandbox(harness: Harness, where: str, propagation: str) -> None:
     """A copy of our own mount would keep the daemon alive after the unmount, and wait for itself."""
     source = harness.directory("source")
+    harness.run_program("mount", "--bind", source.parent, source.parent)
+    harness.cleanups.append(lambda: subprocess.run(["umount", "-lR", source.parent], check=True))
+    harness.run_program("mount", f"--make-{propagation}", source.parent)
     (source / "point").mkdir()
-    mount = harness.mount(source=source, point=source / "point")
+    mount = harness.mount("--nonempty", source=source, point=source / where)
     assert [fields[4] for fields in mounts_of(mount.server)] == ["/"]
+    assert os.listdir(mount.point) == ["point"]
+    assert os.listdir(mount.point / "point") == []
     mount.umount()
-    assert not is_mounted(source / "point")
 
 
 def test_read_only_is_read_only_inside(harness: Harness) -> None:
