@@ -14,7 +14,7 @@ SYSTEM_PYTHON = Path("/usr/bin/python3")  # has Debian's python3-llfuse
 
 
 class Ours(Daemon):
-    """This project: both mechanisms on, or without one (-nouring, -nopt), or without both (-plain); -bare is unconfined.
+    """This project: both mechanisms on, or without one (-nouring, -nopt), or neither (-plain); -bare is unconfined.
 
     They are asked for with "on", which fails where "auto" would quietly do without.
     """
