@@ -111,7 +111,8 @@ def test_chroot_without_a_mount_for_proc_says_so(share: Path) -> None:
 @pytest.mark.parametrize("abi", [0, 1])
 def test_a_kernel_without_landlock_is_an_error_where_it_is_asked_for(share: Path, abi: int) -> None:
     patch = f"from sandbox import syscalls\nsyscalls.landlock_abi = lambda: {abi}"
-    for wanted in ({"mode": "landlock"}, {"landlock": "on"}):
+    each: tuple[dict[str, Any], ...] = ({"mode": "landlock"}, {"landlock": "on"})
+    for wanted in each:
         with entered("pass", path=share, patch=patch, **wanted) as made:
             assert "landlock_create_ruleset" in made.found["refused"]
             assert "Linux 5.19" in made.found["refused"]
