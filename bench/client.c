@@ -33,6 +33,8 @@
 #include <time.h>
 #include <unistd.h>
 
+static const struct timespec settle = { .tv_nsec = 50000000 }; /* for daemons that collect FORGETs first */
+
 enum { BLOCK = 4096, MIB = 1 << 20, NAME_SIZE = 16, DRAIN = 32 };
 
 struct job {
@@ -365,6 +367,7 @@ static void drop(const struct job *job)
 	close(fd);
 	for (int i = 0; i < DRAIN; i++)
 		statfs_one(job, ".");
+	nanosleep(&settle, NULL);
 }
 
 /* Twice: what a daemon holds open of the source can only be dropped once it has let go. */

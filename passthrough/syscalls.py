@@ -7,6 +7,7 @@ statx(2) and getdents64(2) fill.
 """
 
 import ctypes
+import functools
 import os
 import platform
 import struct
@@ -33,7 +34,9 @@ UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 
 _pack_times = Struct("=qqqq").pack
 _IO_URING_SETUP, _IO_URING_ENTER = 425, 426  # the same on every architecture (asm-generic since 5.1)
-_CAPABILITY_VERSION_3 = 0x20080522
+_CAPABILITY_HEADER = struct.pack("=Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, the calling thread
+_WORD = 0xFFFFFFFF
+_capability_words = Struct("=6I")  # effective, permitted, inheritable of capabilities 0 to 31, then 32 to 63
 _STATX_SIZE = 256
 _DENTS_SIZE = 1 << 16
 
@@ -54,7 +57,10 @@ def _function(name: str, *arguments: Any, result: Any = c_int) -> Any:
     return function
 
 
-_statx = _function("statx", c_int, c_char_p, c_int, c_uint, c_void_p)
+# Without argtypes, which would cost a third of these two calls: arguments are int, bytes, None and one c_void_p, and no
+# int is wider than C's.
+_statx = _libc["statx"]
+_io_uring_enter = _libc["syscall"]
 _renameat2 = _function("renameat2", c_int, c_char_p, c_int, c_char_p, c_uint)
 _fallocate = _function("fallocate", c_int, c_int, c_long, c_long)
 _syncfs = _function("syncfs", c_int)
@@ -73,15 +79,17 @@ _fstatfs = _function("fstatfs", c_int, c_void_p)
 _syscall = _function("syscall", c_long, c_long, c_long, c_long, result=c_long)
 _setgroups = _function("syscall", c_long, c_long, c_void_p, result=c_long)
 _io_uring_setup = _function("syscall", c_long, c_uint, c_void_p, result=c_long)
-_io_uring_enter = _function("syscall", c_long, c_uint, c_uint, c_uint, c_uint, c_void_p, c_long, result=c_long)
 _numbers = _NUMBERS.get(platform.machine(), {})
+
+
+_strerror = functools.cache(os.strerror)
 
 
 def _error(path: bytes | str | None = None) -> OSError:
     number = ctypes.get_errno()
     if path is None:
-        return OSError(number, os.strerror(number))
-    return OSError(number, os.strerror(number), os.fsdecode(path))
+        return OSError(number, _strerror(number))
+    return OSError(number, _strerror(number), path)
 
 
 class _Scratch(threading.local):
@@ -89,7 +97,7 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self.statx = bytearray(_STATX_SIZE)
-        self.statx_address = ctypes.addressof((ctypes.c_char * _STATX_SIZE).from_buffer(self.statx))
+        self.statx_address = c_void_p(ctypes.addressof((ctypes.c_char * _STATX_SIZE).from_buffer(self.statx)))
         self.dents = bytearray(_DENTS_SIZE)
         self.dents_address = ctypes.addressof((ctypes.c_char * _DENTS_SIZE).from_buffer(self.dents))
 
@@ -192,24 +200,28 @@ def has_thread_credentials() -> bool:
 
 def effective_capabilities() -> int:
     """The calling thread's effective set, a bit per capability."""
-    effective_low, _, _, effective_high, _, _ = _capabilities()
-    return int(effective_low | effective_high << 32)
+    low, _, _, high, _, _ = _capability_words.unpack(capabilities())
+    return int(low | high << 32)
 
 
-def _capabilities() -> tuple[int, ...]:
-    header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
-    data = ctypes.create_string_buffer(24)
-    if _capget(header, data) < 0:
+def capabilities() -> bytes:
+    """The calling thread's effective, permitted and inheritable sets, as capset(2) takes them."""
+    data = ctypes.create_string_buffer(_capability_words.size)
+    if _capget(_CAPABILITY_HEADER, data) < 0:
         raise _error()
-    return struct.unpack("=6I", data.raw[:24])
+    return data.raw
 
 
-def thread_set_effective(capability: int, on: bool) -> None:
-    """Raise (from the permitted set) or lower one capability below 32 in this thread's effective set."""
-    values = list(_capabilities())
-    values[0] = values[0] | 1 << capability if on else values[0] & ~(1 << capability)
-    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    if _capset(header, struct.pack("=6I", *values)) < 0:
+def with_effective(sets: bytes, keep: int) -> bytes:
+    """The same sets with another effective one: what is in both it and `keep` (a bit each)."""
+    low, *rest, high, permitted, inheritable = _capability_words.unpack(sets)
+    effective = (low | high << 32) & keep
+    return _capability_words.pack(effective & _WORD, *rest, effective >> 32, permitted, inheritable)
+
+
+def thread_capset(sets: bytes) -> None:
+    """capset(2) for the calling thread."""
+    if _capset(_CAPABILITY_HEADER, sets) < 0:
         raise _error()
 
 

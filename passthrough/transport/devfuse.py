@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 from ..protocol.constants import FUSE_DEV_IOC_CLONE, FUSE_MIN_READ_BUFFER, OUT_HEADER_SIZE
 from ..protocol.errors import StreamError
+from ..protocol.operations import BY_NAME
 from ..protocol.replies import put_header
 from ..protocol.requests import read_header
 from ..protocol.structs import FUSE_IN_HEADER, FUSE_WRITE_IN
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 GONE = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EBADF})
 _AGAIN = frozenset({errno.ENOENT, errno.EINTR})
+_FORGETS = frozenset({BY_NAME["forget"].opcode, BY_NAME["batch_forget"].opcode})
+_GATHER_S = 0.005
 _WRITE_PREFIX = FUSE_IN_HEADER.size + FUSE_WRITE_IN.size
 
 
@@ -46,10 +49,13 @@ def _buffer(size: int, prefix: int) -> memoryview:
 class Queue:
     """One descriptor, one thread, one request at a time. Also the Channel that its requests came through.
 
-    The buffers are mapped when the queue is made and take memory when it is first used.
+    The buffers are mapped when the queue is made and take memory when it is first used. Where `forgetful` is set,
+    little but FORGET comes here, and a pause after each lets the kernel gather the next ones into one BATCH_FORGET:
+    nobody waits for them, and a thread that wakes for each takes the interpreter from those that serve somebody.
     """
 
     def __init__(self, fd: int, server: Server, payload: int) -> None:
+        self.forgetful = False
         self._fd = fd
         self._server = server
         self._request = _buffer(max(payload + _WRITE_PREFIX, FUSE_MIN_READ_BUFFER), _WRITE_PREFIX)
@@ -84,6 +90,8 @@ class Queue:
             if length is not None and not self._answer(header.unique, length):
                 return False
             self.idle = True
+            if self.forgetful and header.opcode in _FORGETS:
+                crew.pause(_GATHER_S)
 
     def negotiate(self) -> None:
         """Answer the requests up to the one that INIT ends with: an agreement, or a reason why there is none."""

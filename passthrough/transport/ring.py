@@ -84,8 +84,8 @@ class Ring:
 
     def take(self) -> tuple[int, int]:
         """(user_data, res) of the next completion; while there is none, submits what was queued and waits."""
-        words, head = self._words, self._head
-        while head == words[self._cq_tail]:
+        words, head, tail = self._words, self._head, self._cq_tail
+        while head == words[tail]:
             self.enter()
         user_data, res = _cqe(self._ring, self._cqes + (head & self._cq_mask) * CQE_SIZE)
         words[self._cq_head] = self._head = (head + 1) & 0xFFFFFFFF

@@ -63,9 +63,13 @@ class Session:
         if server.failure is not None or server.agreement is None:
             server.failure = server.failure or "the mount ended before it began"
             return
-        if server.agreement.has(FUSE_OVER_IO_URING) and not self._start_uring(server):
-            return
-        self._crew = Crew(self._queues, self._part_ended)
+        queues = self._queues
+        if server.agreement.has(FUSE_OVER_IO_URING):
+            if not self._start_uring(server):
+                return
+            queues = queues[:1]
+            queues[0].forgetful = True
+        self._crew = Crew(queues, self._part_ended)
         self._crew.start()
 
     def _start_uring(self, server: Server) -> bool:

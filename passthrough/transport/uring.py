@@ -88,12 +88,13 @@ def unavailable() -> str | None:
 class _Entry:
     """Memory for one request and its reply, and the Channel of that request."""
 
-    __slots__ = ("_queue", "args", "body", "header", "iovecs", "memory", "slot", "unique")
+    __slots__ = ("_queue", "args", "body", "commit_at", "header", "iovecs", "memory", "slot", "unique")
 
     def __init__(self, queue: "UringQueue", slot: int, payload: int) -> None:
         self._queue = queue
         self.slot = slot
         self.unique = 0
+        self.commit_at = slot * SQE_SIZE + _SQE_COMMIT_ID
         self.memory = mmap.mmap(-1, _PAGE + payload)
         base = address_of(self.memory)
         self.iovecs = mmap.mmap(-1, _PAGE)
@@ -135,6 +136,7 @@ class UringQueue:
         try:
             self._pin()
             self._ring = Ring(_SLOTS)
+            self._slots = self._ring.slots
             self._watch_wake()
             for _ in range(ENTRIES):
                 self._register()
@@ -150,17 +152,24 @@ class UringQueue:
             self._loop()
 
     def _pin(self) -> None:
+        """To its CPU, where whoever started us lets us run there and it is online; else it floats."""
+        if self.cpu not in os.sched_getaffinity(0):
+            log.debug("queue %d: this process is kept from that CPU", self.cpu)
+            return
         try:
             os.sched_setaffinity(0, {self.cpu})
-        except OSError:
-            log.debug("queue %d: this process may not run there, or it is offline", self.cpu)
+        except OSError as error:
+            log.debug("queue %d: %s", self.cpu, error.strerror)
 
     def _loop(self) -> None:
-        take = self._ring.take
+        take, serve, entries = self._ring.take, self._serve, self._entries
         while self._alive:
             slot, result = take()
             self.idle = False
-            self._completed(slot, result)
+            if result == 0 and slot != _WAKE_SLOT:
+                serve(entries[slot])
+            else:
+                self._completed(slot, result)
             self.idle = self._out == 0
         self._ring.close()
 
@@ -180,11 +189,12 @@ class UringQueue:
                 log.error("%s; this queue halts", self.failure)
 
     def _serve(self, entry: _Entry) -> None:
-        *fields, commit_id, size = _unpack_request(entry.header)
-        header = _new_tuple(Header, fields)
-        entry.unique = header.unique
-        _pack_commit_id(self._ring.slots, entry.slot * SQE_SIZE + _SQE_COMMIT_ID, commit_id)
-        if header.opcode in _SLOW and len(self._entries) < _SLOTS // 2:
+        facts = _unpack_request(entry.header)
+        header = _new_tuple(Header, facts[:-2])
+        commit_id, size = facts[-2:]
+        entry.unique = header[2]
+        _pack_commit_id(self._slots, entry.commit_at, commit_id)
+        if header[1] in _SLOW and len(self._entries) < _SLOTS // 2:
             self._helpers.submit(self._help, entry, header, size)
             self._taken_out()
             return

@@ -81,6 +81,10 @@ class Crew:
             worker.idle = True
         self._permits[id(worker)].acquire()
 
+    def pause(self, seconds: float) -> None:
+        """Between requests: wait so long, or until the crew is told to stop."""
+        self._stop.wait(seconds)
+
     def wake(self) -> None:
         """There is work: the monitor looks again."""
         self.asleep = False

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import Harness
+from .harness import URING_SWITCH, Harness
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,6 +29,17 @@ def harness() -> Iterator[Harness]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture
+def enabled() -> Iterator[None]:
+    """FUSE over io_uring, switched on for the length of a test; the switch is the machine's, so it is put back."""
+    if not URING_SWITCH.exists():
+        pytest.skip("this kernel has no FUSE over io_uring")
+    before = URING_SWITCH.read_text()
+    URING_SWITCH.write_text("Y")
+    yield
+    URING_SWITCH.write_text(before)
 
 
 @contextlib.contextmanager

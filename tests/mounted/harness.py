@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+URING_SWITCH = Path("/sys/module/fuse/parameters/enable_uring")
 COMMAND = (sys.executable, "-m", "passthrough")
 TIMEOUT_S = 60.0
 
@@ -47,6 +48,11 @@ def run(*words: str | os.PathLike[str], user: int | None = None, **more: object)
 def unexpected(text: str) -> str:
     """What a command said, without the line about a limit of open files that this machine keeps low."""
     return re.sub(r"^.*RLIMIT_NOFILE.*the hard limit of \d+ cannot be raised.*\n", "", text, flags=re.MULTILINE)
+
+
+def affinities(pid: int) -> list[set[int]]:
+    """The CPUs that each thread of a process may run on."""
+    return [os.sched_getaffinity(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 def mount_line(point: Path) -> str | None:

@@ -19,6 +19,7 @@ from .harness import (
     TIMEOUT_S,
     Harness,
     Mount,
+    affinities,
     daemon_pid,
     ended,
     is_mounted,
@@ -28,19 +29,9 @@ from .harness import (
     run,
     wait_until,
 )
-
-PARAMETER = Path("/sys/module/fuse/parameters/enable_uring")
-
-
-@pytest.fixture
-def enabled() -> Iterator[None]:
-    """Switched on for the length of a test; it is the machine's, so it is put back."""
-    if not PARAMETER.exists():
-        pytest.skip("this kernel has no FUSE over io_uring")
-    before = PARAMETER.read_text()
-    PARAMETER.write_text("Y")
-    yield
-    PARAMETER.write_text(before)
+from .harness import (
+    URING_SWITCH as PARAMETER,
+)
 
 
 @pytest.fixture
@@ -57,11 +48,6 @@ def disabled() -> Iterator[None]:
 def threads_of(pid: int) -> list[str]:
     """The names of a process's threads, as the kernel has them."""
     return [(task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()]
-
-
-def affinities(pid: int) -> list[set[int]]:
-    """The CPUs that each thread may run on."""
-    return [os.sched_getaffinity(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 def test_on_says_what_to_set(harness: Harness, disabled: None) -> None:
@@ -180,23 +166,6 @@ def test_what_failed_late_leaves_no_descriptor(harness: Harness, enabled: None) 
     assert plain.pid is not None
     wait_until(lambda: len(threads_of(mount.server)) == len(threads_of(plain.server)), "as many threads")
     assert len(os.listdir(f"/proc/{mount.server}/fd")) == len(os.listdir(f"/proc/{plain.server}/fd"))
-
-
-def test_there_is_a_pinned_thread_per_cpu(harness: Harness, enabled: None) -> None:
-    mount = harness.mount("-o", "io_uring=on")
-    assert mount.pid is not None
-    os.listdir(mount.point)
-    pinned = [cpus for cpus in affinities(mount.server) if len(cpus) == 1]
-    assert sorted(cpu for cpus in pinned for cpu in cpus) == uring.possible_cpus()
-
-
-def test_requests_from_every_cpu_are_answered(harness: Harness, enabled: None) -> None:
-    mount = harness.mount("-o", "io_uring=on,cache=never")
-    for cpu in os.sched_getaffinity(0):
-        name = f"from-{cpu}"
-        program = f"import os; os.sched_setaffinity(0, {{{cpu}}}); open({str(mount.point / name)!r}, 'w').write('x')"
-        subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
-        assert (mount.source / name).read_text() == "x"
 
 
 def test_more_waiting_locks_than_entries_stall_nobody(harness: Harness, enabled: None) -> None:

@@ -404,3 +404,26 @@ def test_fstab_may_say_it(harness: Harness) -> None:
     mount = Mount(source, point, daemon_pid(point))
     assert os.readlink(f"/proc/{mount.server}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
     assert status(mount, "Seccomp") == "2"
+
+
+@pytest.mark.parametrize("mode", ["namespace", "chroot", "landlock", "none"])
+@pytest.mark.parametrize("where", ["point", "."])
+def test_the_covered_directory_is_seen_in_every_mode(harness: Harness, mode: str, where: str) -> None:
+    """The mount lies in what it shows: what it covers is shown there, and the daemon does not wait for itself."""
+    source = harness.directory("source")
+    (source / "point").mkdir()
+    (source / "point" / "covered").write_text("covered")
+    mount = harness.mount("--nonempty", f"--sandbox={mode}", source=source, point=source / where)
+    shown = mount.point / "point"
+    assert (shown / "covered").read_text() == "covered"
+    (shown / "new").write_text("new")
+    mount.umount()
+    assert (source / "point" / "new").read_text() == "new"
+
+
+def test_without_dac_override_files_are_still_made(harness: Harness, user: int) -> None:
+    """Whoever takes it away leaves the rest of acting as a user whole."""
+    mount = harness.mount("-o", "allow_other,modcaps=-dac_override,passthrough=off")
+    mount.source.chmod(0o777)
+    subprocess.run(["touch", mount.point / "file"], check=True, user=user, group=user, extra_groups=[])
+    assert (mount.source / "file").stat().st_uid == user

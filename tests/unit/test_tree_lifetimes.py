@@ -125,7 +125,12 @@ def _up(s: Stage) -> None:
 
 _CASES = {
     # Names
-    "lookup": Case(syscalls, "statx", lambda s: s.tree.lookup(ME, s.dir, b"empty")),
+    "lookup": Case(
+        syscalls,
+        "statx",
+        lambda s: s.tree.lookup(ME, s.dir, b"empty"),
+        before=lambda s: s.tree.lookup(ME, s.dir, b"inner"),
+    ),
     "lookup, new": Case(os, "open", lambda s: s.tree.lookup(ME, s.dir, b"below")),
     "..": Case(os, "open", _up),
     "readlink": Case(os, "readlink", lambda s: s.tree.readlink(ME, s.link)),

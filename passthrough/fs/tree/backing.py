@@ -1,8 +1,9 @@
 """Kernel passthrough: regular files that the kernel reads and writes itself (FUSE_PASSTHROUGH, Linux 6.9).
 
-One backing id per inode, shared by its opens and closed with the last of them, because the kernel refuses an open that
-names another id, or none, while one is in use (fs/fuse/iomode.c). So what is decided for an inode holds for all of its
-opens: an inode that was refused once is served through the daemon for as long as it is remembered.
+One backing id per inode, shared by its opens, because the kernel refuses an open that names another id, or none, while
+one is in use (fs/fuse/iomode.c). So what is decided for an inode holds for all of its opens: an inode that was refused
+once is served through the daemon for as long as it is remembered. An id is kept as long, too, rather than closed with
+the last open: it holds no more than our own descriptor does, and a file is opened more often than it is forgotten.
 
 The O_PATH descriptor is registered: each open of the mount makes the kernel open the file anew with that open's flags,
 and with the credentials of the registering thread. They lack CAP_FSETID, so a write clears SUID and SGID; the kernel
@@ -10,6 +11,7 @@ leaves that to us (FUSE_HANDLE_KILLPRIV_V2), and a write that we do not see we c
 keep the bits, so a file that has them when it is opened for writing is served through the daemon.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -23,7 +25,6 @@ from .inodes import Inode
 
 log = logging.getLogger(__name__)
 
-REFUSED = -1
 _PRIVILEGES = stat.S_ISUID | stat.S_ISGID
 _STACKED = frozenset({0x794C7630, 0x65735546, 0xF15F})  # overlay, FUSE, ecryptfs (linux/magic.h)
 _FOR_ALL = frozenset({errno.EPERM, errno.ENOTTY, errno.ENOSYS, errno.EOPNOTSUPP})
@@ -35,44 +36,66 @@ def stack_depth(fd: int) -> int:
     return 2 if syscalls.filesystem_type(fd) in _STACKED else 1
 
 
+class Backing:
+    """The id of one inode (0: its data passes through the daemon) and how many opens use it; it goes with the inode."""
+
+    __slots__ = ("_kernel", "backing_id", "opens")
+
+    def __init__(self, kernel: Kernel, backing_id: int) -> None:
+        self._kernel = kernel
+        self.backing_id = backing_id
+        self.opens = 0
+
+    def __del__(self) -> None:
+        if self.backing_id:
+            with contextlib.suppress(OSError):  # the session has ended, and its ids with it
+                self._kernel.close_backing(self.backing_id)
+
+
 class Backings:
-    """The backing ids of one session. Everything happens under one lock: an id and its count belong together, and the
-    two ioctls touch no file system."""
+    """The backing ids of one session. What an inode has is decided under one lock; the ioctl touches no file system."""
 
     def __init__(self, kernel: Kernel, credentials: Credentials) -> None:
         self._kernel = kernel
         self._credentials = credentials
         self._lock = threading.Lock()
         self._off = False
+        self._refused = Backing(kernel, 0)
 
-    def open(self, inode: Inode, *, writing: bool) -> int:
-        """The id for one more open of this inode, or 0 where its data must pass through the daemon."""
-        privileged = writing and inode.backing_id == 0 and os.stat(inode.fd).st_mode & _PRIVILEGES
+    def open(self, inode: Inode, *, writing: bool, mode: int | None = None) -> int:
+        """The id for one more open of this inode, or 0 where its data must pass through the daemon.
+
+        mode is the file's, where the caller knows it.
+        """
+        backing = inode.backing
+        privileged = False
+        if writing and (backing is None or not backing.opens):
+            privileged = bool((os.stat(inode.fd).st_mode if mode is None else mode) & _PRIVILEGES)
         with self._lock:
-            if inode.backing_id == 0 and not self._off:
-                if privileged:
-                    inode.backing_id = REFUSED
-                else:
-                    self._register(inode)
-            if inode.backing_id <= 0:
+            backing = inode.backing
+            if privileged and (backing is None or not backing.opens):
+                inode.backing = self._refused
                 return 0
-            inode.backed_opens += 1
-            return inode.backing_id
+            if backing is None:
+                if self._off:
+                    return 0
+                backing = inode.backing = self._registered(inode)
+            if backing.backing_id:
+                backing.opens += 1
+            return backing.backing_id
 
-    def _register(self, inode: Inode) -> None:
+    def _registered(self, inode: Inode) -> Backing:
         try:
             with self._credentials.killing_privileges(True):
-                inode.backing_id = self._kernel.open_backing(inode.fd)
+                return Backing(self._kernel, self._kernel.open_backing(inode.fd))
         except OSError as error:
-            inode.backing_id = REFUSED
             if error.errno in _FOR_ALL:
                 self._off = True
                 log.warning("kernel passthrough is refused (%s): data passes through the daemon", error.strerror)
+            return self._refused
 
     def close(self, inode: Inode) -> None:
         """One open less."""
         with self._lock:
-            inode.backed_opens -= 1
-            if inode.backed_opens == 0:
-                backing_id, inode.backing_id = inode.backing_id, 0
-                self._kernel.close_backing(backing_id)
+            if inode.backing is not None:
+                inode.backing.opens -= 1

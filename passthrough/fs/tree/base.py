@@ -42,6 +42,7 @@ _OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_NONBLOCK | os.O_DSYNC | os.O_SYNC
 _NO_FLUSH = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0x858458F6, 0xF2F52010})
 """statfs types whose files have no flush operation: ext2 to ext4, xfs, btrfs, tmpfs, ramfs, f2fs (linux/magic.h)."""
 
+_S_IFMT = 0o170000
 # Where things are in the result of syscalls.statx.
 ST_MODE = 6
 key_of = itemgetter(7, 21, 22, 23)
@@ -155,32 +156,38 @@ class TreeBase(FileSystem):
     def find(self, parent: Inode, name: bytes, *, surely_new: bool = False) -> tuple[Inode, Attr]:
         """The inode behind a name, one lookup counted. A known one costs one statx; a new one is opened O_PATH.
 
-        surely_new saves a new one the first of two statx calls; it is no mistake where it turns out wrong.
+        surely_new saves a new one the first of two statx calls; it is no mistake where it turns out wrong. So does the
+        guess that new ones come after new ones, as they do when a tree is walked.
         """
         covered = self.covered
         if covered is not None and name == covered.name and parent.key[:3] == covered.parent:
             self.afford()
             return self.enter(os.dup(covered.fd))
-        if surely_new:
-            self.afford()
-            return self.enter(os.open(name, PATH_FLAGS, dir_fd=parent.fd))
-        st = syscalls.statx(parent.fd, name, BY_NAME, MASK)
-        inode = self.inodes.take(key_of(st))
-        if inode is not None:
-            return inode, attr_of(st, inode.ino_mask)
+        if not surely_new and (not parent.unexplored or self.tight()):
+            st = syscalls.statx(parent.fd, name, BY_NAME, MASK)
+            inode = self.inodes.take(key_of(st))
+            if inode is not None:
+                return inode, attr_of(st, inode.ino_mask)
+            parent.unexplored = True
         self.afford()
-        return self.enter(os.open(name, PATH_FLAGS, dir_fd=parent.fd))
+        fd = os.open(name, PATH_FLAGS, dir_fd=parent.fd)
+        found = self.enter(fd)
+        if found[0].fd != fd:
+            parent.unexplored = False
+        return found
 
     def enter(self, fd: int) -> tuple[Inode, Attr]:
         """Remember what an O_PATH descriptor (taken over) is open on, one lookup counted."""
         try:
             st = syscalls.statx(fd, b"", syscalls.AT_EMPTY_PATH, MASK)
             key = key_of(st)
-            mask = self.ino_mask(key)
+            mask = self._masks.get(key[1:3])
+            if mask is None:
+                mask = self.ino_mask(key)
         except BaseException:
             os.close(fd)
             raise
-        inode = self.inodes.add(fd, key, stat.S_IFMT(st[ST_MODE]), mask)
+        inode = self.inodes.add(fd, key, st[ST_MODE] & _S_IFMT, mask)
         return inode, attr_of(st, mask)
 
     def entry(self, found: tuple[Inode, Attr]) -> Entry:
@@ -256,9 +263,9 @@ class TreeBase(FileSystem):
                 raise
             return self.reopen(inode, exact)
 
-    def opened(self, inode: Inode, fd: int, flags: int) -> Opened:
-        """A handle for a file that was opened or created here (fd is taken over)."""
-        backing_id = self._backings.open(inode, writing=True) if self._backings is not None else 0
+    def opened(self, inode: Inode, fd: int, flags: int, mode: int | None = None) -> Opened:
+        """A handle for a file that was opened or created here (fd is taken over; mode is the file's, where known)."""
+        backing_id = self._backings.open(inode, writing=True, mode=mode) if self._backings is not None else 0
         if backing_id:
             return self._backed(inode, fd, flags, backing_id)
         return Opened(self.files.add(Handle(fd, inode)), self.fopen_flags(inode, flags))
@@ -285,6 +292,10 @@ class TreeBase(FileSystem):
         with self._masks_lock:
             return self._masks.setdefault(key[1:3], (len(self._masks) & 0xFFFF) << 48)
 
+    def tight(self) -> bool:
+        """Whether so many descriptors are pinned that the kernel is asked to let some go."""
+        return len(self.pins) * 4 >= self.limit * 3
+
     def scarce(self) -> bool:
         """Whether so few descriptors are left that what is not necessary should not take one."""
         return len(self.pins) * 8 >= self.limit * 7
@@ -294,9 +305,9 @@ class TreeBase(FileSystem):
 
         Near the limit who asks must wait for that: a walk can pin faster than the janitor frees.
         """
-        pinned = len(self.pins)
-        if pinned * 4 < self.limit * 3:
+        if not self.tight():
             return
+        pinned = len(self.pins)
         if self._janitor is not None:
             self._janitor.wake()
             if self.scarce():

@@ -22,11 +22,21 @@ log = logging.getLogger(__name__)
 _CANNOT_GO_ON = 4  # exitcodes.BUG
 
 
-class _PerThread(threading.local):
-    """A thread's umask, and whether it has one of its own."""
+_OVERRIDE, _FSETID = 1 << syscalls.CAP_DAC_OVERRIDE, 1 << syscalls.CAP_FSETID
 
-    umask: int | None = None
-    own: bool | None = None
+
+class _PerThread(threading.local):
+    """A thread's umask, whether it has one of its own, and the capability sets that it switches between.
+
+    Reading the sets costs as much as setting them, so each thread reads its own once, as itself.
+    """
+
+    def __init__(self) -> None:
+        self.umask: int | None = None
+        self.own: bool | None = None
+        self.itself = syscalls.capabilities()
+        self.without_fsetid = syscalls.with_effective(self.itself, ~_FSETID)
+        self.override_alone = syscalls.with_effective(self.itself, _OVERRIDE)  # if it was kept at all
 
 
 class _Nobody:
@@ -42,11 +52,12 @@ class _Nobody:
 class _Caller:
     """Be the caller for a few system calls."""
 
-    __slots__ = ("_ctx", "_keep_override")
+    __slots__ = ("_ctx", "_thread")
 
-    def __init__(self, ctx: Context, keep_override: bool) -> None:
+    def __init__(self, ctx: Context, thread: _PerThread | None) -> None:
+        """thread, where CAP_DAC_OVERRIDE is kept."""
         self._ctx = ctx
-        self._keep_override = keep_override
+        self._thread = thread
 
     def __enter__(self) -> None:
         ctx = self._ctx
@@ -59,8 +70,8 @@ class _Caller:
                 syscalls.thread_setresgid(ctx.gid)
             if ctx.uid:
                 syscalls.thread_setresuid(ctx.uid)
-                if self._keep_override:
-                    syscalls.thread_set_effective(syscalls.CAP_DAC_OVERRIDE, True)
+                if self._thread is not None:
+                    syscalls.thread_capset(self._thread.override_alone)
         except OSError:
             self.__exit__(None, None, None)
             raise
@@ -83,13 +94,16 @@ class _Caller:
 class _WithoutFsetid:
     """Let a write clear SUID and SGID."""
 
-    __slots__ = ()
+    __slots__ = ("_thread",)
+
+    def __init__(self, thread: _PerThread) -> None:
+        self._thread = thread
 
     def __enter__(self) -> None:
-        syscalls.thread_set_effective(syscalls.CAP_FSETID, False)
+        syscalls.thread_capset(self._thread.without_fsetid)
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        syscalls.thread_set_effective(syscalls.CAP_FSETID, True)
+        syscalls.thread_capset(self._thread.itself)
 
 
 class Credentials:
@@ -102,7 +116,7 @@ class Credentials:
         self._has_fsetid = bool(syscalls.effective_capabilities() >> syscalls.CAP_FSETID & 1)
         self._thread = _PerThread()
         self._nobody = _Nobody()
-        self._without_fsetid = _WithoutFsetid()
+        self._without_fsetid = _WithoutFsetid(self._thread)
         self.masks = False  # whether the umask is ours to apply (FUSE_DONT_MASK)
 
     def caller(self, ctx: Context, *, strict: bool = False) -> _Caller | _Nobody:
@@ -112,7 +126,7 @@ class Credentials:
         """
         if not self.privileged or (ctx.uid == 0 and ctx.gid == 0 and not ctx.groups):
             return self._nobody
-        return _Caller(ctx, keep_override=self._trusting and not strict)
+        return _Caller(ctx, self._thread if self._trusting and not strict else None)
 
     def killing_privileges(self, kill: int | bool) -> _WithoutFsetid | _Nobody:
         """A context in which writing clears SUID and SGID, where `kill` asks for it."""

@@ -45,17 +45,18 @@ class Directories(TreeBase):
     ) -> Iterator[tuple[Dirent, Entry | None]]:
         """The same, each with its lookup; where that fails (gone meanwhile, no descriptor left) the name alone."""
         inode = self.dirs.get(fh, nodeid).inode
-        known, place, mask = self.inodes.known, inode.key[1:], inode.ino_mask
+        known, find, entry, scarce = self.inodes.known, self.find, self.entry, self.scarce
+        place, mask = inode.key[1:], inode.ino_mask
         for dirent in self.readdir(ctx, nodeid, fh, offset, size):
-            name = dirent.name
-            entry = None
-            if name != b"." and name != b".." and not self.scarce():
-                try:
-                    new = known((dirent.ino ^ mask, *place)) is None
-                    entry = self.entry(self.find(inode, name, surely_new=new))
-                except OSError:
-                    pass
-            yield dirent, entry
+            name, ino, _, _ = dirent
+            if name == b"." or name == b".." or scarce():
+                yield dirent, None
+                continue
+            try:
+                found = entry(find(inode, name, surely_new=known((ino ^ mask, *place)) is None))
+            except OSError:
+                found = None
+            yield dirent, found
 
     def releasedir(self, ctx: Context, nodeid: int, fh: int, flags: int, release_flags: int, lock_owner: int) -> None:
         """The handle goes."""

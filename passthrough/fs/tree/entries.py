@@ -174,7 +174,8 @@ class Entries(TreeBase):
         except BaseException:
             os.close(fd)
             raise
-        return self.entry(found), self.opened(found[0], fd, flags)
+        inode, attr = found
+        return self.entry(found), self.opened(inode, fd, flags, attr.mode)
 
     def _parent(self, nodeid: int, name: bytes) -> Inode:
         check_name(name)

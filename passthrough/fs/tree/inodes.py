@@ -18,10 +18,14 @@ from ...protocol.constants import FUSE_ROOT_ID
 from .pins import Pins
 
 if TYPE_CHECKING:
+    from .backing import Backing
     from .locks import LockFile
 
 Key = tuple[int, int, int, int]
 """(inode number, device major, device minor, mount id): what tells one inode from all others."""
+
+
+_FORGET_CHUNK = 64  # a kernel that drops its caches sends tens of thousands in one request; lookups go on meanwhile
 
 
 class Inode:
@@ -30,7 +34,7 @@ class Inode:
     ino_mask makes inode numbers of other devices differ from the root's: the mount shows one device number for all.
     """
 
-    __slots__ = ("backed_opens", "backing_id", "fd", "ino_mask", "key", "kind", "locks", "nlookup", "nodeid", "pins")
+    __slots__ = ("backing", "fd", "ino_mask", "key", "kind", "locks", "nlookup", "nodeid", "pins", "unexplored")
 
     def __init__(self, nodeid: int, fd: int, key: Key, kind: int, ino_mask: int, pins: Pins) -> None:
         pins.take()
@@ -41,8 +45,8 @@ class Inode:
         self.kind = kind
         self.ino_mask = ino_mask
         self.nlookup = 1
-        self.backing_id = 0
-        self.backed_opens = 0
+        self.unexplored = True  # of a directory: whether the name last looked up in it was of an inode not yet known
+        self.backing: Backing | None = None
         self.locks: dict[int, LockFile] | None = None
 
     def lock_owners(self) -> "dict[int, LockFile]":
@@ -113,7 +117,11 @@ class InodeMap:
         self.forget_all(((nodeid, nlookup),))
 
     def forget_all(self, forgets: Sequence[tuple[int, int]]) -> None:
-        """Many at once, under one lock; the descriptors are closed after it."""
+        """Many at once, some under each hold of the lock; the descriptors are closed after it."""
+        for start in range(0, len(forgets), _FORGET_CHUNK):
+            self._forget_some(forgets[start : start + _FORGET_CHUNK])
+
+    def _forget_some(self, forgets: Sequence[tuple[int, int]]) -> None:
         dropped = []
         with self._lock:
             for nodeid, nlookup in forgets:

@@ -4,19 +4,15 @@ A list is the counter, because its append and pop are atomic, and a finaliser ma
 """
 
 
-class Pins:
-    """Descriptors held for clients: inodes, open files and directories, lock owners."""
+class Pins(list[None]):
+    """Descriptors held for clients: inodes, open files and directories, lock owners. Its length is their number."""
 
-    def __init__(self) -> None:
-        self._held: list[None] = []
-
-    def __len__(self) -> int:
-        return len(self._held)
+    __slots__ = ()
 
     def take(self) -> None:
         """One more descriptor is held."""
-        self._held.append(None)
+        self.append(None)
 
     def give_back(self) -> None:
         """One was closed."""
-        self._held.pop()
+        self.pop()

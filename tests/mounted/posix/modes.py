@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 import pytest
 
-from ..harness import Harness, wait_until
+from ..harness import URING_SWITCH, Harness, wait_until
 from . import sources
 
 T = TypeVar("T")
@@ -30,8 +30,6 @@ class Shared(NamedTuple):
     keeper: int | None = None
 
 
-URING = Path("/sys/module/fuse/parameters/enable_uring")
-
 Enter = Callable[[Harness, "Mode", sources.Place], Shared]
 
 
@@ -43,11 +41,11 @@ def mounted(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
 
 def by_uring(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
     """The same, with FUSE over io_uring switched on for as long as the mount is needed: it is the whole machine's."""
-    if not URING.exists():
+    if not URING_SWITCH.exists():
         pytest.skip("this kernel has no FUSE over io_uring")
-    before = URING.read_text()
-    harness.cleanups.append(lambda: URING.write_text(before))
-    URING.write_text("Y")
+    before = URING_SWITCH.read_text()
+    harness.cleanups.append(lambda: URING_SWITCH.write_text(before))
+    URING_SWITCH.write_text("Y")
     return mounted(harness, mode, place)
 
 
