@@ -512,9 +512,10 @@ def subordinate(nobody: int) -> Iterator[None]:
         file.write("nobody:200000:1000\n")
         file.flush()
         os.chmod(file.name, 0o644)
-        bound = []
+        bound: list[str] = []
         try:
             for name in ("/etc/subuid", "/etc/subgid"):
+                Path(name).touch()
                 subprocess.run(["mount", "--bind", file.name, name], check=True)
                 bound.append(name)
             yield
