@@ -1,8 +1,9 @@
 """The process outside the sandbox: it makes what is served visible, waits for the daemon, and takes it away again.
 
 Rules: it stays in the caller's namespaces with the caller's rights, holds nothing of what is served open, and obeys
-nothing that the daemon says once that serves, but that it leaves. What it does for a kind of service is that service's Door. The daemon
-is a child: it dies when this process does, and what it leaves behind, however it ends, is cleared here.
+nothing that the daemon says once that serves, but that it leaves. What it does for a kind of service is that service's
+Door. The daemon is a child: it dies when this process does, and what it leaves behind, however it ends, is cleared
+here.
 
     keeper      fork ────────────────────────┐ die when the keeper does
     go-between  │ namespaces, fork, end      │
@@ -29,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 _LEAVE_S = 5.0
 """How long the daemon may take to see by itself that what it served is gone."""
+_READY_S = 5.0
+"""How long it may take to say that it is ready, when a signal to end came before."""
 _QUIESCE_S = 15.0
 """How long it may take to answer what is in flight."""
 
@@ -96,13 +99,18 @@ class _Keeper:
         self._inside = inside
         self._child = child
         self._reaped = False
+        self._opened = False
+        self._told_to_end = False
         self._signals = Signals()
 
     def run(self, ready: Ready) -> int:
         try:
             self._start()
             ready()
-            self._wait()
+            if self._told_to_end:
+                self._end_it()
+            else:
+                self._wait()
         except BaseException:
             self._kill()
             raise
@@ -139,16 +147,23 @@ class _Keeper:
         poll = select.poll()
         poll.register(self._inside.fileno(), select.POLLIN)
         poll.register(self._signals.fileno(), select.POLLIN)
-        while self._inside.fileno() not in {fd for fd, _ in poll.poll()}:
-            if self._signals.ending():
+        while self._inside.fileno() not in (found := {fd for fd, _ in poll.poll(self._patience())}):
+            # What can be used already is ended as one that is ready, which it is about to be.
+            ending = self._signals.ending()
+            if (ending and not self._opened) or not found:
                 raise UserError("ended before the mount was ready", exitcodes.INTERRUPTED)
+            self._told_to_end |= ending
         return self._inside.hear()
+
+    def _patience(self) -> float | None:
+        return _READY_S * 1000 if self._told_to_end else None
 
     def _open_door(self, *, again: bool) -> None:
         if again:
             self._door.end()
             self._door.without_io_uring()
         descriptors = self._door.begin()
+        self._opened = True
         try:
             self._inside.say("fds", descriptors=descriptors)
         except OSError:  # it is gone, which the next message says
