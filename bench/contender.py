@@ -17,6 +17,7 @@ from .processes import (
     children,
     command,
     detach,
+    families,
     is_mounted,
     kill_all,
     last_line,
@@ -130,7 +131,7 @@ class Daemon(Contender):
         return mountpoint
 
     def processes(self) -> set[int]:
-        return children() - self._others
+        return families(children() - self._others)
 
     def _wait_ready(self, starter: "subprocess.Popen[bytes]", mountpoint: Path) -> None:
         mounted = wait_mounted(mountpoint, starter, START_SECONDS)

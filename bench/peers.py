@@ -14,18 +14,20 @@ SYSTEM_PYTHON = Path("/usr/bin/python3")  # has Debian's python3-llfuse
 
 
 class Ours(Daemon):
-    """This project: both mechanisms on, or without one (-nouring, -nopt), or without both (-plain).
+    """This project: both mechanisms on, or without one (-nouring, -nopt), or neither (-plain); -bare is unconfined.
 
     They are asked for with "on", which fails where "auto" would quietly do without.
     """
 
-    def __init__(self, cache: str, uring: bool = True, passthrough: bool = True) -> None:
+    def __init__(self, cache: str, uring: bool = True, passthrough: bool = True, *, confined: bool = True) -> None:
         variants = {(True, True): "", (False, True): "nouring", (True, False): "nopt", (False, False): "plain"}
-        super().__init__("ours", cache, variants[uring, passthrough])
+        super().__init__("ours", cache, variants[uring, passthrough], "" if confined else "bare")
         self._uring = uring
         self._passthrough = passthrough
         words = {True: "on", False: "off"}
         self._options = f"cache={cache},io_uring={words[uring]},passthrough={words[passthrough]}"
+        if not confined:
+            self._options += ",sandbox=none,seccomp=none,landlock=off"
 
     def prepare(self) -> None:
         if self._uring and (reason := uring_missing()):
@@ -116,9 +118,10 @@ VARIANTS = ((True, True), (False, True), (True, False), (False, False))  # FUSE 
 def everyone(one_cpu: bool = False) -> list[Contender]:
     """All contenders, in the report's order."""
     ours = [Ours(cache, *variant) for cache in MODES for variant in VARIANTS]
+    ours += [Ours("auto", *variant, confined=False) for variant in (VARIANTS[0], VARIANTS[-1])]
     return [Native(), *ours, *(PassthroughLL(cache, one_cpu) for cache in MODES), Bindfs(), Llfuse()]
 
 
 def quick(contenders: list[Contender]) -> list[Contender]:
     """Without the variants that have one mechanism of two, and without what costs most and says least."""
-    return [c for c in contenders if not c.name.endswith(("-nouring", "-nopt", "auto-plain"))]
+    return [c for c in contenders if not c.name.endswith(("-nouring", "-nopt", "auto-plain", "-bare"))]

@@ -42,6 +42,18 @@ def children() -> set[int]:
     return {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _parent(entry) == me}
 
 
+def families(pids: set[int]) -> set[int]:
+    """These processes with all below them: who serves may be a child of who was started."""
+    found = set(pids)
+    while added := {
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and int(entry.name) not in found and _parent(entry) in set(map(str, found))
+    }:
+        found |= added
+    return found
+
+
 def _parent(process: Path) -> str:
     try:
         return (process / "stat").read_text().rpartition(")")[2].split()[1]

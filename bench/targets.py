@@ -70,6 +70,8 @@ TARGETS = (
     Target(
         "neither: sequential to passthrough_ll auto", ("ours-auto-plain",), ("passthrough_ll-auto",), 0.9, SEQUENTIAL
     ),
+    Target("sandbox: any row to unconfined", ("ours-auto",), ("ours-auto-bare",), 0.9),
+    Target("sandbox: any row to unconfined, plain", ("ours-auto-plain",), ("ours-auto-plain-bare",), 0.9),
 )
 
 

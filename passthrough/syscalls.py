@@ -213,10 +213,10 @@ def capabilities() -> bytes:
     return data.raw
 
 
-def with_effective(sets: bytes, keep: int, add: int = 0) -> bytes:
-    """The same sets with another effective one: what is in both it and `keep`, and what is in `add` (a bit each)."""
+def with_effective(sets: bytes, keep: int) -> bytes:
+    """The same sets with another effective one: what is in both it and `keep` (a bit each)."""
     low, *rest, high, permitted, inheritable = _capability_words.unpack(sets)
-    effective = (low | high << 32) & keep | add
+    effective = (low | high << 32) & keep
     return _capability_words.pack(effective & _WORD, *rest, effective >> 32, permitted, inheritable)
 
 

@@ -127,16 +127,19 @@ class Share:
         """Root only, where namespaces are forbidden."""
         said = self.path or "an empty directory"
         return [
-            Step("keep /proc/self/fd, on a mount of its own where that is allowed", self._keep_proc),
+            Step("keep /proc/self/fd", self._keep_proc, "no /proc is mounted"),
+            Step("put it on a mount of its own, from which .. leads nowhere", self._detach_proc, _MOUNT_CAUSE, False),
             Step(f"make {said} the root (chroot)", self._chroot, "no CAP_SYS_CHROOT: chroot is for root"),
             self._settle_step(),
         ]
 
     def _keep_proc(self) -> None:
-        try:
-            self.proc = s.open_tree("/proc/self/fd", s.OPEN_TREE_CLONE)
-        except OSError:
-            self.proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _detach_proc(self) -> None:
+        detached = s.open_tree("/proc/self/fd", s.OPEN_TREE_CLONE)
+        os.close(self.proc)
+        self.proc = detached
 
     def _chroot(self) -> None:
         if self.path is None:

@@ -5,8 +5,10 @@
     fds            outside: what is to be served is open to you (the last of several messages; the others are `more`)
     again          the daemon: the kernel would not, make it anew without io_uring
     ready          the daemon: I serve
+    leaving        the daemon: what was in flight is answered, undo it
+    undone         outside: it is
     failed         the daemon: status and text are for the user
-The other end's closing is its end, however it came. Nothing that the daemon says after `ready` is heeded.
+The other end's closing is its end, however it came. After `ready` the daemon is heard once more at most, leaving.
 """
 
 import array

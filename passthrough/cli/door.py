@@ -1,6 +1,7 @@
 """A FUSE mount as the process outside the sandbox sees it: made, found by `umount`, and undone."""
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -64,7 +65,8 @@ class MountDoor:
         try:
             mounting.unmount(self._mounted.mountpoint, lazy=lazy, force=force)
         except (OSError, UserError) as error:
-            gone = not self._mounted.is_there()
+            # EINVAL: somebody else has just unmounted it; the table may show it for a moment yet
+            gone = getattr(error, "errno", None) == errno.EINVAL or not self._mounted.is_there()
             log.log(logging.ERROR if force and not gone else logging.DEBUG, "unmount: %s", error)
             return gone
         return True

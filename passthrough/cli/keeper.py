@@ -1,8 +1,9 @@
 """The process outside the sandbox: it makes what is served visible, waits for the daemon, and takes it away again.
 
 Rules: it stays in the caller's namespaces with the caller's rights, holds nothing of what is served open, and obeys
-nothing that the daemon says once that serves. What it does for a kind of service is that service's Door. The daemon
-is a child: it dies when this process does, and what it leaves behind, however it ends, is cleared here.
+nothing that the daemon says once that serves, but that it leaves. What it does for a kind of service is that service's
+Door. The daemon is a child: it dies when this process does, and what it leaves behind, however it ends, is cleared
+here.
 
     keeper      fork ────────────────────────┐ die when the keeper does
     go-between  │ namespaces, fork, end      │
@@ -29,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 _LEAVE_S = 5.0
 """How long the daemon may take to see by itself that what it served is gone."""
+_READY_S = 5.0
+"""How long it may take to say that it is ready, when a signal to end came before."""
 _QUIESCE_S = 15.0
 """How long it may take to answer what is in flight."""
 
@@ -111,6 +114,9 @@ class _Keeper:
         self._door = door
         self._inside = inside
         self._child = child
+        self._reaped = False
+        self._opened = False
+        self._told_to_end = False
         self._signals = Signals()
         self._told = False
 
@@ -119,7 +125,10 @@ class _Keeper:
         try:
             self._start()
             ready()
-            self._wait()
+            if self._told_to_end:
+                self._end_it()
+            else:
+                self._wait()
         except BaseException:
             self._kill()
             self._door.end()
@@ -140,8 +149,7 @@ class _Keeper:
         while True:
             message = self._next()
             if message.word == "pid":
-                self._reap()  # the go-between; only then its child is ours, and may ask to die with its parent
-                self._child = message.status
+                self._adopt(message.status)
             elif message.word in ("placed", "again"):
                 self._open_door(again=message.word == "again")
             elif message.word == "ready":
@@ -151,20 +159,36 @@ class _Keeper:
             else:
                 raise UserError(f"the daemon ended before it was ready{self._how()}", exitcodes.SYSTEM)
 
+    def _adopt(self, pid: int) -> None:
+        """The go-between ends, and its child is ours: only then it may ask to die with its parent."""
+        self._reap()
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except OSError as error:  # no child of ours, which we must not signal
+            raise UserError("the daemon ended before it was ready", exitcodes.SYSTEM) from error
+        self._child, self._reaped = pid, False
+
     def _next(self) -> Message:
         poll = select.poll()
         poll.register(self._inside.fileno(), select.POLLIN)
         poll.register(self._signals.fileno(), select.POLLIN)
-        while self._inside.fileno() not in {fd for fd, _ in poll.poll()}:
-            if self._signals.ending():
+        while self._inside.fileno() not in (found := {fd for fd, _ in poll.poll(self._patience())}):
+            # What can be used already is ended as one that is ready, which it is about to be.
+            ending = self._signals.ending()
+            if (ending and not self._opened) or not found:
                 raise UserError("ended before the mount was ready", exitcodes.INTERRUPTED)
+            self._told_to_end |= ending
         return self._inside.hear()
+
+    def _patience(self) -> float | None:
+        return _READY_S * 1000 if self._told_to_end else None
 
     def _open_door(self, *, again: bool) -> None:
         if again:
             self._door.end()
             self._door.without_io_uring()
         descriptors = self._door.begin()
+        self._opened = True
         try:
             self._inside.say("fds", descriptors=descriptors)
         except OSError:  # it is gone, which the next message says
@@ -176,12 +200,22 @@ class _Keeper:
 
     def _wait(self) -> None:
         poll = select.poll()
-        poll.register(self._inside.fileno(), 0)  # its end alone
+        poll.register(self._inside.fileno(), select.POLLIN)  # its end, or that it leaves
         poll.register(self._signals.fileno(), select.POLLIN)
         while self._inside.fileno() not in {fd for fd, _ in poll.poll()}:
             if self._signals.ending():
                 self._end_it()
                 return
+        self._undo()
+
+    def _undo(self) -> None:
+        """It has ended, or waits for this in order to end."""
+        self._door.end()
+        try:
+            self._inside.say("undone")
+        except OSError:
+            return
+        self._gone_within(_LEAVE_S)
 
     def _end_it(self) -> None:
         """Undo it cleanly where nobody is inside; else the daemon answers what is in flight, then the rest is cut."""
@@ -189,8 +223,11 @@ class _Keeper:
         if self._door.try_to_end() and self._gone_within(_LEAVE_S):
             return
         self._tell(signal.SIGTERM)
-        if not self._gone_within(_QUIESCE_S):
+        poll = select.poll()
+        poll.register(self._inside.fileno(), select.POLLIN)
+        if not poll.poll(_QUIESCE_S * 1000):
             _log.error("the daemon does not end, and is killed")
+        self._undo()
 
     def _gone_within(self, seconds: float) -> bool:
         poll = select.poll()
@@ -198,10 +235,9 @@ class _Keeper:
         return bool(poll.poll(seconds * 1000))
 
     def _tell(self, number: signal.Signals) -> None:
-        try:
+        """A signal, where the child has not been reaped: its number can then be nobody else's."""
+        if not self._reaped:
             os.kill(self._child, number)
-        except ProcessLookupError:
-            pass
 
     # At the end
 
@@ -210,10 +246,11 @@ class _Keeper:
         self._reap()
 
     def _reap(self) -> int:
-        try:
-            return os.waitpid(self._child, 0)[1]
-        except ChildProcessError:
+        if self._reaped:
             return 0
+        status = os.waitpid(self._child, 0)[1]
+        self._reaped = True
+        return status
 
     def _how(self) -> str:
         status = self._reap()

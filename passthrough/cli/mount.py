@@ -84,7 +84,7 @@ class Share:
             path=self._path,
             opened=self._fd,
             readonly=self._options.ro,
-            receive_mounts=self._within() is None,
+            receive_mounts=self._mountpoint != self._path and self._within() is None,  # or our own would come in
             kernel_backing=backing,
             io_uring=bool(settings.flags),
             keep=keep,

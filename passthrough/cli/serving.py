@@ -184,6 +184,17 @@ class Service:
             self._session.close()
         self._server.close()
 
+    def _unmounted_outside(self) -> None:
+        """Wait for it: as long as this process lives, what is cut off ends as at any unmount (ECONNABORTED)."""
+        try:
+            self._outside.say("leaving")
+        except OSError:
+            return
+        poll = select.poll()
+        poll.register(self._session.ended, select.POLLIN)
+        poll.register(self._outside.fileno(), select.POLLIN)
+        poll.poll(_JOIN_S * 1000)
+
     def _leave(self) -> int:
         """Answer what is in flight, where there is a mount yet; what then remains ends with this process."""
         session = self._session
@@ -193,6 +204,7 @@ class Service:
             self._server.interrupt_waiting()
             if not session.quiesce(_QUIESCE_S):
                 log.warning("requests are still unanswered and will be aborted")
+            self._unmounted_outside()
         if session.failure:
             log.error("%s", session.failure)
             return exitcodes.SERVING

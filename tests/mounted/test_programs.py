@@ -16,10 +16,10 @@ from .harness import Harness, Mount
 
 MODES = {
     "auto": ("cache=auto",),
-    "daemon": ("cache=auto", "passthrough=off", "io_uring=off"),
+    "daemon": ("cache=auto", "passthrough=off", "io_uring=off", "modcaps=+sys_admin"),  # rsync brings trusted.*
     "never": ("cache=never",),
     "always": ("cache=always",),
-    "writeback": ("cache=always,writeback",),
+    "writeback": ("cache=always,writeback", "modcaps=+sys_admin"),
 }
 TREE = next(path for path in map(Path, ("/usr/share/zoneinfo", "/usr/share/perl", "/usr/share/doc")) if path.is_dir())
 """What every Debian system has, some thousand files of it, with symlinks and hard links."""

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
-import ctypes, errno, json, os, socket, sys
+import ctypes, errno, fcntl, json, mmap, os, select, socket, sys, threading, time
 import sandbox
 wanted, lines, words = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3:]
 path = wanted.pop("path")

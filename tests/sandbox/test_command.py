@@ -102,14 +102,20 @@ def test_the_share_is_all_that_is_mounted(harness: Harness, ordinary: bool, requ
     assert os.listdir(f"/proc/{mount.server}/root/") == os.listdir(mount.source)
 
 
-def test_a_mount_within_the_share_is_not_in_the_sandbox(harness: Harness) -> None:
+@pytest.mark.parametrize("where", ["point", "."])
+@pytest.mark.parametrize("propagation", ["private", "shared"])
+def test_a_mount_within_the_share_is_not_in_the_sandbox(harness: Harness, where: str, propagation: str) -> None:
     """A copy of our own mount would keep the daemon alive after the unmount, and wait for itself."""
     source = harness.directory("source")
+    harness.run_program("mount", "--bind", source.parent, source.parent)
+    harness.cleanups.append(lambda: subprocess.run(["umount", "-lR", source.parent], check=True))
+    harness.run_program("mount", f"--make-{propagation}", source.parent)
     (source / "point").mkdir()
-    mount = harness.mount(source=source, point=source / "point")
+    mount = harness.mount("--nonempty", source=source, point=source / where)
     assert [fields[4] for fields in mounts_of(mount.server)] == ["/"]
+    assert os.listdir(mount.point) == ["point"]
+    assert os.listdir(mount.point / "point") == []
     mount.umount()
-    assert not is_mounted(source / "point")
 
 
 def test_read_only_is_read_only_inside(harness: Harness) -> None:
@@ -398,3 +404,26 @@ def test_fstab_may_say_it(harness: Harness) -> None:
     mount = Mount(source, point, daemon_pid(point))
     assert os.readlink(f"/proc/{mount.server}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
     assert status(mount, "Seccomp") == "2"
+
+
+@pytest.mark.parametrize("mode", ["namespace", "chroot", "landlock", "none"])
+@pytest.mark.parametrize("where", ["point", "."])
+def test_the_covered_directory_is_seen_in_every_mode(harness: Harness, mode: str, where: str) -> None:
+    """The mount lies in what it shows: what it covers is shown there, and the daemon does not wait for itself."""
+    source = harness.directory("source")
+    (source / "point").mkdir()
+    (source / "point" / "covered").write_text("covered")
+    mount = harness.mount("--nonempty", f"--sandbox={mode}", source=source, point=source / where)
+    shown = mount.point / "point"
+    assert (shown / "covered").read_text() == "covered"
+    (shown / "new").write_text("new")
+    mount.umount()
+    assert (source / "point" / "new").read_text() == "new"
+
+
+def test_without_dac_override_files_are_still_made(harness: Harness, user: int) -> None:
+    """Whoever takes it away leaves the rest of acting as a user whole."""
+    mount = harness.mount("-o", "allow_other,modcaps=-dac_override,passthrough=off")
+    mount.source.chmod(0o777)
+    subprocess.run(["touch", mount.point / "file"], check=True, user=user, group=user, extra_groups=[])
+    assert (mount.source / "file").stat().st_uid == user

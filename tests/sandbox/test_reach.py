@@ -83,6 +83,59 @@ def test_no_path_leads_out_of_the_share(mode: str, who: int | None, share: Path)
     assert set(found["ways"].values()) <= {"ENOENT", "EACCES", "ENOTDIR"}, found["ways"]
 
 
+_NO_SUCH_CALL = """
+from sandbox import syscalls
+from sandbox.plan import CallError
+def missing(*_):
+    raise CallError("open_tree", 38)
+syscalls.open_tree = syscalls.move_mount = syscalls.mount_setattr = missing
+"""
+
+
+@pytest.mark.parametrize("who", [False, True], indirect=True, ids=["root", "user"])
+def test_the_same_by_bind_mounts_where_the_kernel_is_older(who: int | None, share: Path) -> None:
+    secret = str(share.parent / "secret")
+    found = report(PATHS, str(share), secret, user=who, path=share, landlock="off", patch=_NO_SUCH_CALL)
+    assert found["/"] == ["dir", "file"]
+    assert found["file"] == "shared"
+    assert set(found["ways"].values()) <= {"ENOENT", "EACCES", "ENOTDIR"}, found["ways"]
+
+
+def test_chroot_without_a_mount_for_proc_says_so(share: Path) -> None:
+    found = report("pass", mode="chroot", path=share, patch=_NO_SUCH_CALL)
+    assert any("put it on a mount of its own" in line for line in found["left out"])
+    found = report("pass", mode="chroot", path=share)
+    assert not any("put it on a mount of its own" in line for line in found["left out"])
+
+
+@pytest.mark.parametrize("abi", [0, 1])
+def test_a_kernel_without_landlock_is_an_error_where_it_is_asked_for(share: Path, abi: int) -> None:
+    patch = f"from sandbox import syscalls\nsyscalls.landlock_abi = lambda: {abi}"
+    each: tuple[dict[str, Any], ...] = ({"mode": "landlock"}, {"landlock": "on"})
+    for wanted in each:
+        with entered("pass", path=share, patch=patch, **wanted) as made:
+            assert "landlock_create_ruleset" in made.found["refused"]
+            assert "Linux 5.19" in made.found["refused"]
+    assert "refused" not in report("pass", path=share, patch=patch, landlock="auto")
+
+
+@pytest.mark.parametrize("abi", range(2, 7))
+def test_older_landlocks_do_what_they_know(share: Path, abi: int) -> None:
+    if syscalls.landlock_abi() < abi:
+        pytest.skip(f"this kernel's Landlock is of version {syscalls.landlock_abi()}")
+    patch = f"from sandbox import syscalls\nsyscalls.landlock_abi = lambda: {abi}"
+    lines = """
+found["out"] = attempt(lambda: open(words[0]).read())
+found["in"] = attempt(lambda: open(words[1]).read())
+found["said"] = sandbox.best_effort()
+"""
+    secret = str(share.parent / "secret")
+    found = report(lines, secret, str(share / "file"), mode="landlock", path=share, patch=patch)
+    assert (found["out"], found["in"]) == ("EACCES", "shared")
+    assert bool(found["said"]) is (abi < 6)
+    assert ("TCP" in found["said"]) is (abi < 4)
+
+
 @walled
 def test_landlock_walls_the_share_in(mode: str, who: int | None, share: Path) -> None:
     if not landlock.available():
@@ -459,9 +512,10 @@ def subordinate(nobody: int) -> Iterator[None]:
         file.write("nobody:200000:1000\n")
         file.flush()
         os.chmod(file.name, 0o644)
-        bound = []
+        bound: list[str] = []
         try:
             for name in ("/etc/subuid", "/etc/subgid"):
+                Path(name).touch()
                 subprocess.run(["mount", "--bind", file.name, name], check=True)
                 bound.append(name)
             yield

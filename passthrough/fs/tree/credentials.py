@@ -36,7 +36,7 @@ class _PerThread(threading.local):
         self.own: bool | None = None
         self.itself = syscalls.capabilities()
         self.without_fsetid = syscalls.with_effective(self.itself, ~_FSETID)
-        self.override_alone = syscalls.with_effective(self.itself, 0, _OVERRIDE)
+        self.override_alone = syscalls.with_effective(self.itself, _OVERRIDE)  # if it was kept at all
 
 
 class _Nobody:
