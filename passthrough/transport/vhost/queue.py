@@ -10,7 +10,6 @@ import os
 import select
 import threading
 from collections.abc import Callable
-from time import monotonic_ns
 
 from .messages import MessageError
 from .vring import Barrier, Chain, RingError, Vring
@@ -22,8 +21,6 @@ _BATCH = 8
 _EDGE = select.EPOLLIN | select.EPOLLET
 _POLL_S = 0.001
 _JOIN_S = 10.0
-_SPIN_LEAST_NS, _SPIN_MOST_NS = 10_000, 50_000
-"""How long to look at an empty ring before sleeping, where that has paid: a wake-up costs more than a request."""
 
 
 class EventFd:
@@ -79,7 +76,6 @@ class Queue:
         self._held: list[tuple[Chain, int]] = []
         self._epoch = 0
         self._left_at: int | None = None
-        self._spin_ns = 0
 
     @property
     def running(self) -> bool:
@@ -166,10 +162,7 @@ class Queue:
             with poll:
                 while not self._stopping:
                     self._drain(vring)
-                    slept = monotonic_ns()
                     poll.poll(timeout)
-                    if monotonic_ns() - slept < _SPIN_MOST_NS:
-                        self._spin_ns = min(max(2 * self._spin_ns, _SPIN_LEAST_NS), _SPIN_MOST_NS)
         except RingError as error:
             self._break(f"the guest broke its rules: {error}")
         except Exception:
@@ -195,8 +188,6 @@ class Queue:
                     if unsaid:
                         unsaid = 0
                         self._tell(vring)
-                    if self._spin_ns and self._spin(vring):
-                        continue
                     vring.want_kicks()
                     self._barrier()
                     if not vring.waiting():
@@ -215,17 +206,6 @@ class Queue:
         finally:
             if unsaid:
                 self._tell(vring)
-
-    def _spin(self, vring: Vring) -> bool:
-        """Look for a while; whether something came. What did not pay is halved, down to nothing."""
-        waiting, end = vring.waiting, monotonic_ns() + self._spin_ns
-        while not self._stopping:
-            if waiting():
-                return True
-            if monotonic_ns() > end:
-                break
-        self._spin_ns = self._spin_ns // 2 if self._spin_ns > _SPIN_LEAST_NS else 0
-        return False
 
     def _tell(self, vring: Vring) -> None:
         with self._lock:  # which is a barrier, too
