@@ -349,7 +349,7 @@ class Device:
         """The front end is gone, or we must go: what is in flight is answered first. interrupt() ends what waits."""
         queues = [setup.queue for setup in self._setups.values()]
         for queue in queues:
-            queue.halt()
+            queue.halt(finish=True)
         interrupt()
         for queue in queues:
             if not queue.wait_for_answers(_ANSWER_S, waiting_too=True):

@@ -70,7 +70,7 @@ class Queue:
         self._lock = threading.Condition(threading.Lock())
         self._vring: Vring | None = None
         self._thread: threading.Thread | None = None
-        self._stopping = False
+        self._stopping = self._finish = False
         self._out = 0  # chains that were taken, and will be completed by another thread
         self._waits = 0  # those of them that may take for ever
         self._held: list[tuple[Chain, int]] = []
@@ -121,11 +121,15 @@ class Queue:
         )
         self._thread.start()
 
-    def halt(self) -> bool:
-        """Take no further chains; what was taken can still be answered. False where the thread does not end."""
+    def halt(self, *, finish: bool = False) -> bool:
+        """Take no further chains, but with finish those that are there; what was taken can still be answered.
+
+        False where the thread does not end.
+        """
         thread = self._thread
         if thread is None:
             return True
+        self._finish = finish
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         thread.join(_JOIN_S)
@@ -163,11 +167,24 @@ class Queue:
                 while not self._stopping:
                     self._drain(vring)
                     poll.poll(timeout)
+                if self._finish:
+                    self._finish_up(vring)
         except RingError as error:
             self._break(f"the guest broke its rules: {error}")
         except Exception:
             log.exception("a bug of ours")
             self._break("a bug of ours")
+
+    def _finish_up(self, vring: Vring) -> None:
+        """What the guest had put in when it was time to end, and no more."""
+        assert self.serve is not None
+        for _ in range(vring.backlog()):
+            chain = vring.pop()
+            written = self.serve(chain, self) if chain is not None else None
+            if chain is not None and written is not None:
+                with self._lock:
+                    vring.push(chain, written)
+        self._tell(vring)
 
     def _break(self, why: str) -> None:
         log.error("queue %d stops, until the device is reset: %s", self.index, why)

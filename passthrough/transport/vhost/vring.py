@@ -119,6 +119,10 @@ class Vring:
         """Whether the guest has put something in that was not taken yet."""
         return self._available[1] != self.last
 
+    def backlog(self) -> int:
+        """How many chains wait; one more than the ring has where the guest's index jumps, so that pop() says so."""
+        return min((self._available[1] - self.last) & 0xFFFF, self._size + 1) + len(self._again)
+
     def pop(self) -> Chain | None:
         """The next chain, or None."""
         last = self.last
