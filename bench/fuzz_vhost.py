@@ -1,4 +1,4 @@
-"""`make fuzz`: messages, rings and requests from atheris, in process, for as long as is asked (FUZZ=-max_total_time=600).
+"""`make fuzz`: messages, rings and requests from atheris, in process, as long as asked (FUZZ=-max_total_time=600).
 
 A whole device is driven without a socket: the first byte of an input chooses what the rest is. What is found is an
 exception that is not the layer's own, which atheris reports with the input; the seeds are written to a directory first.

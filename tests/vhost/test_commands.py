@@ -1,5 +1,6 @@
 """The command lines: passthrough serve's own, and virtiofsd's as libvirt and Kata Containers give them."""
 
+import errno
 import json
 import os
 import socket
@@ -13,11 +14,13 @@ from passthrough import exitcodes
 from passthrough.cli import serve, virtiofsd
 from passthrough.cli.serve_options import ServeOptions
 from passthrough.errors import UserError
-from passthrough.fs.tree import Cache
+from passthrough.fs.tree import Cache, Tree
+from passthrough.protocol import constants as c
 
 from ..mounted.harness import ROOT, ended, refusal, run
+from .backend import backend
 from .frontend import FrontEnd
-from .fuse import Client
+from .fuse import Client, ReplyError
 
 _LIBVIRT = "--fd={fd} -o source={shared},cache=always,xattr,no_posix_lock,sandbox=none"
 _KATA_C = "--fd={fd} -o source={shared} -o cache=auto --syslog -o no_posix_lock -f --thread-pool-size=1"
@@ -133,3 +136,38 @@ def test_the_capabilities_and_the_file_for_managers() -> None:
     described = json.loads((ROOT / "share" / "50-passthrough.json").read_text())
     assert described["type"] == serve.CAPABILITIES["type"] == "fs"
     assert described["binary"].endswith("/passthrough-virtiofsd")
+
+
+def test_what_the_options_let_the_share_have(tmp_path: Path) -> None:
+    def flags(options: ServeOptions) -> tuple[int, int]:
+        tree = Tree(os.open(tmp_path, os.O_PATH), options.tree())
+        return options.flags(tree.flags), tree.open_flags(os.O_RDONLY | os.O_DIRECT | os.O_NOATIME)
+
+    plain, opened = flags(ServeOptions())
+    assert opened == os.O_RDONLY
+    assert not plain & (c.FUSE_POSIX_ACL | c.FUSE_HANDLE_KILLPRIV_V2 | c.FUSE_DIRECT_IO_ALLOW_MMAP | c.FUSE_PASSTHROUGH)
+    assert not plain & (c.FUSE_WRITEBACK_CACHE | c.FUSE_FLOCK_LOCKS | c.FUSE_POSIX_LOCKS | c.FUSE_ATOMIC_O_TRUNC)
+    assert plain & c.FUSE_SUBMOUNTS
+    assert plain & c.FUSE_DO_READDIRPLUS
+    for options, flag in (
+        (ServeOptions(posix_acl=True), c.FUSE_POSIX_ACL),
+        (ServeOptions(killpriv_v2=True), c.FUSE_HANDLE_KILLPRIV_V2 | c.FUSE_ATOMIC_O_TRUNC),
+        (ServeOptions(allow_mmap=True), c.FUSE_DIRECT_IO_ALLOW_MMAP),
+        (ServeOptions(writeback=True), c.FUSE_WRITEBACK_CACHE),
+        (ServeOptions(flock=True), c.FUSE_FLOCK_LOCKS),
+        (ServeOptions(posix_lock=True), c.FUSE_POSIX_LOCKS),
+    ):
+        assert flags(options)[0] & flag == flag
+    assert not flags(ServeOptions(announce_submounts=False))[0] & c.FUSE_SUBMOUNTS
+    assert not flags(ServeOptions(readdirplus=False))[0] & c.FUSE_DO_READDIRPLUS
+    assert flags(ServeOptions(allow_direct_io=True))[1] == os.O_RDONLY | os.O_DIRECT
+    assert flags(ServeOptions(preserve_noatime=True))[1] == os.O_RDONLY | os.O_NOATIME
+
+
+def test_without_xattr_there_are_none(tmp_path: Path) -> None:
+    with backend(shared=tmp_path) as own, own.front() as front:
+        client = Client(front)
+        client.init()
+        with pytest.raises(ReplyError) as error:
+            client.call("listxattr", 1, bytes(8), room=64)
+        assert error.value.errno == errno.ENOSYS

@@ -249,12 +249,12 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize("cut", [0, 40])
-@pytest.mark.parametrize("case", MALFORMED)
+@pytest.mark.parametrize(
+    ("case", "cut"),
+    [(case, cut) for case, (request, _, _) in MALFORMED.items() for cut in (0, 40) if cut < max(1, len(request))],
+)
 def test_a_malformed_request_fails_alone(daemon: BackEnd, case: str, cut: int) -> None:
     request, room, number = MALFORMED[case]
-    if cut >= len(request):
-        pytest.skip("there is nothing to cut off")
     with daemon.front() as front:
         client = Client(front)
         client.init()
@@ -458,11 +458,14 @@ def test_memory_that_is_removed_under_requests(daemon: BackEnd) -> None:
         os.eventfd_write(ring.kick, 1)
         front.order(Request.REM_MEM_REG, m.put_region(region))
         done = 0
-        while done < 20 and (ring.take() or not ring.broken(0)):
-            done += ring.used_words[1] != ring.seen
-            if ring.broken(0):
-                break
-        assert done == 20 or ring.broken(), "served while it was there, refused after"
+
+        def all_answered_or_stopped() -> bool:
+            nonlocal done
+            while ring.take():
+                done += 1
+            return done == 20 or ring.broken(0)
+
+        wait_until(all_answered_or_stopped, "served while it was there, refused after")
         more.close()
         assert unique
 
@@ -504,4 +507,4 @@ def test_nothing_grows(daemon: BackEnd) -> None:
     front = daemon.connect()
     front.close()
     assert daemon.descriptors() == descriptors
-    assert len(os.listdir(f"/proc/{daemon.serving()}/task")) == threads
+    wait_until(lambda: len(os.listdir(f"/proc/{daemon.serving()}/task")) <= threads, "the threads are gone")

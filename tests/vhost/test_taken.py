@@ -23,11 +23,21 @@ def test_memory_that_shrinks_under_load_ends_that_connection_and_nothing_else(ow
     front.begin()
     client = Client(front, data_size=4096)
     client.init()
+    (own.shared / "file").write_bytes(bytes(1 << 20))
+    fh = client.open(nodeid := client.lookup(1, b"file"), os.O_RDONLY)
+    reading = s.FUSE_READ_IN.struct.pack(fh, 0, 1 << 20, 0, 0, 0)
+    room = loose.take(1 << 20, 4096)
+    ring = front.rings[1]
     for _ in range(100):
         client.getattr()
-    kick = os.dup(front.rings[1].kick)
+    for _ in range(40):
+        slot = client.new_slot()
+        _, pieces = client.pieces("read", nodeid, reading, slot=slot)
+        ring.offer(ring.indirect([*pieces, (room, 1 << 20, True)], slot.table))
+    kick = os.dup(ring.kick)
     fd = os.dup(loose.fd)
-    os.ftruncate(fd, 0)
+    os.eventfd_write(kick, 1)
+    os.ftruncate(fd, 0)  # while 40 MiB are being read into it
     os.eventfd_write(kick, 1)
     wait_until(lambda: any("SIGBUS" in line for line in own.errors()), "the keeper says what happened")
     assert front.gone()

@@ -353,7 +353,7 @@ class Device:
         os.close(self.proc)
         queues = [setup.queue for setup in self._setups.values()]
         for queue in queues:
-            queue.halt()
+            queue.halt(finish=True)
         interrupt()
         for queue in queues:
             if not queue.wait_for_answers(_ANSWER_S, waiting_too=True):

@@ -10,7 +10,6 @@ import os
 import select
 import threading
 from collections.abc import Callable
-from time import monotonic_ns
 
 from .messages import MessageError
 from .vring import Barrier, Chain, RingError, Vring
@@ -22,8 +21,6 @@ _BATCH = 8
 _EDGE = select.EPOLLIN | select.EPOLLET
 _POLL_S = 0.001
 _JOIN_S = 10.0
-_SPIN_LEAST_NS, _SPIN_MOST_NS = 10_000, 50_000
-"""How long to look at an empty ring before sleeping, where that has paid: a wake-up costs more than a request."""
 
 
 class EventFd:
@@ -74,13 +71,12 @@ class Queue:
         self._lock = threading.Condition(threading.Lock())
         self._vring: Vring | None = None
         self._thread: threading.Thread | None = None
-        self._stopping = False
+        self._stopping = self._finish = False
         self._out = 0  # chains that were taken, and will be completed by another thread
         self._waits = 0  # those of them that may take for ever
         self._held: list[tuple[Chain, int]] = []
         self._epoch = 0
         self._left_at: int | None = None
-        self._spin_ns = 0
 
     @property
     def running(self) -> bool:
@@ -126,11 +122,15 @@ class Queue:
         )
         self._thread.start()
 
-    def halt(self) -> bool:
-        """Take no further chains; what was taken can still be answered. False where the thread does not end."""
+    def halt(self, *, finish: bool = False) -> bool:
+        """Take no further chains, but with finish those that are there; what was taken can still be answered.
+
+        False where the thread does not end.
+        """
         thread = self._thread
         if thread is None:
             return True
+        self._finish = finish
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         thread.join(_JOIN_S)
@@ -167,15 +167,25 @@ class Queue:
             with poll:
                 while not self._stopping:
                     self._drain(vring)
-                    slept = monotonic_ns()
                     poll.poll(timeout)
-                    if monotonic_ns() - slept < _SPIN_MOST_NS:
-                        self._spin_ns = min(max(2 * self._spin_ns, _SPIN_LEAST_NS), _SPIN_MOST_NS)
+                if self._finish:
+                    self._finish_up(vring)
         except RingError as error:
             self._break(f"the guest broke its rules: {error}")
         except Exception:
             log.exception("a bug of ours")
             self._break("a bug of ours")
+
+    def _finish_up(self, vring: Vring) -> None:
+        """What the guest had put in when it was time to end, and no more."""
+        assert self.serve is not None
+        for _ in range(vring.backlog()):
+            chain = vring.pop()
+            written = self.serve(chain, self) if chain is not None else None
+            if chain is not None and written is not None:
+                with self._lock:
+                    vring.push(chain, written)
+        self._tell(vring)
 
     def _break(self, why: str) -> None:
         log.error("queue %d stops, until the device is reset: %s", self.index, why)
@@ -196,8 +206,6 @@ class Queue:
                     if unsaid:
                         unsaid = 0
                         self._tell(vring)
-                    if self._spin_ns and self._spin(vring):
-                        continue
                     vring.want_kicks()
                     self._barrier()
                     if not vring.waiting():
@@ -216,17 +224,6 @@ class Queue:
         finally:
             if unsaid:
                 self._tell(vring)
-
-    def _spin(self, vring: Vring) -> bool:
-        """Look for a while; whether something came. What did not pay is halved, down to nothing."""
-        waiting, end = vring.waiting, monotonic_ns() + self._spin_ns
-        while not self._stopping:
-            if waiting():
-                return True
-            if monotonic_ns() > end:
-                break
-        self._spin_ns = self._spin_ns // 2 if self._spin_ns > _SPIN_LEAST_NS else 0
-        return False
 
     def _tell(self, vring: Vring) -> None:
         with self._lock:  # which is a barrier, too

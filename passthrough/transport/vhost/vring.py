@@ -119,6 +119,10 @@ class Vring:
         """Whether the guest has put something in that was not taken yet."""
         return self._available[1] != self.last
 
+    def backlog(self) -> int:
+        """How many chains wait; one more than the ring has where the guest's index jumps, so that pop() says so."""
+        return min((self._available[1] - self.last) & 0xFFFF, self._size + 1) + len(self._again)
+
     def pop(self) -> Chain | None:
         """The next chain, or None."""
         last = self.last
@@ -139,8 +143,8 @@ class Vring:
 
     def _rows(self, head: int) -> list[Row]:
         """The chain's descriptors in order. Zero or more of the ring's own, then perhaps one indirect table."""
-        table, count, index = self._descriptors, self._size, head
-        in_table = False
+        table: memoryview | bytes = self._descriptors
+        count, index, in_table = self._size, head, False
         rows: list[Row] = []
         while True:
             if index >= count:
@@ -159,11 +163,15 @@ class Vring:
                 raise RingError(f"a chain of more than {self._limit} descriptors, or a loop")
             index = row[3]
 
-    def _table(self, address: int, length: int) -> memoryview:
+    def _table(self, address: int, length: int) -> bytes:
+        """A copy: the guest may not change what was checked."""
         if length % _DESCRIPTOR_SIZE or not 0 < length <= self._limit * _DESCRIPTOR_SIZE:
             raise RingError(f"an indirect table of {length} bytes")
+        guest, end, view = self._hot
+        if guest <= address and address + length <= end:
+            return view[address - guest : address - guest + length].tobytes()
         try:
-            return memoryview(b"".join(self._memory.views(address, length)))
+            return b"".join(self._memory.views(address, length))
         except AddressError as error:
             raise RingError(f"an indirect table: {error}") from error
 
