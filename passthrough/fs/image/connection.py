@@ -1,5 +1,7 @@
 """One connection to an NBD server, through libnbd: many requests in flight, and none lost when the server goes.
 
+Each call of libnbd lets go of the interpreter lock, and then waits for whoever took it: so there are as few as can be.
+
 Rules: a request is issued by the thread that brings it, and its answer is given by the connection's own thread, which
 waits for the socket. A request that the connection took with it is issued again on the next one; reading and writing
 twice does no harm, since nobody was told that the first time had worked. libnbd locks its handle by itself, but its
@@ -10,6 +12,7 @@ import errno
 import logging
 import os
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -24,17 +27,31 @@ Issue = Callable[[Any, Callable[[Any], int]], object]
 Attach = Callable[[Any], None]
 """Connect a fresh handle. nbd.Error where that fails."""
 _LOST = frozenset({errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT})
+_SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; Python has no name for it
+_SEND_BUFFER = 2 << 20
 _FIRST_PAUSE_MS, _LAST_PAUSE_MS = 50, 1000
 
 
 class Request:
-    """Something that is asked of the server; done gets 0 or an errno, once, from any thread."""
+    """Something that is asked of the server; done gets 0 or an errno, once, from any thread. `large` where it may be
+    more than the socket takes at once."""
 
-    __slots__ = ("done", "issue")
+    __slots__ = ("done", "issue", "large")
 
-    def __init__(self, issue: Issue, done: Callable[[int], None]) -> None:
+    def __init__(self, issue: Issue, done: Callable[[int], None], *, large: bool = False) -> None:
         self.issue = issue
         self.done = done
+        self.large = large
+
+
+def _widen(handle: Any) -> None:
+    """Let the socket take a large write at once, so that fewer turns are needed for it."""
+    try:
+        with socket.socket(fileno=os.dup(handle.aio_get_fd())) as connected:
+            if connected.family == socket.AF_UNIX:
+                connected.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
+    except (OSError, nbd.Error):
+        pass  # an ordinary user may not
 
 
 class Connection:
@@ -51,18 +68,14 @@ class Connection:
         self._hopeless = False  # gone for longer than requests wait
         self._dropped = False  # the server is going down: it says so
         self._closing = False
+        self.load = 0  # about how many requests are in flight: it is counted without a lock
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="nbd", daemon=True)
         self._thread.start()
 
-    @property
-    def load(self) -> int:
-        """How many requests are in flight here."""
-        handle = self._handle
-        return handle.aio_in_flight() if handle is not None else 1 << 20
-
     def submit(self, request: Request) -> None:
         """Start a request, now or when the server is back. Does not raise: what fails is answered."""
+        self.load += 1
         while True:
             handle = self._handle
             if handle is not None:
@@ -75,7 +88,14 @@ class Connection:
                         self._waiting.append(request)
                         return
                     break
-        request.done(errno.EIO)
+        self._done(request, errno.EIO)
+
+    def _done(self, request: Request, number: int) -> None:
+        self.load -= 1
+        try:
+            request.done(number)
+        except Exception:
+            log.exception("a bug of ours: an answer of the NBD server was not taken")
 
     def _issued(self, handle: Any, request: Request) -> bool:
         """Whether this handle has the request, or it was answered."""
@@ -83,12 +103,14 @@ class Connection:
             request.issue(handle, lambda error: self._completed(request, error))
         except nbd.Error as error:
             if handle.aio_is_ready():
-                request.done(error.errnum or errno.EIO)
+                self._done(request, error.errnum or errno.EIO)
                 return True
             self._lose(handle)
             return False
-        if handle.aio_get_direction() & nbd.AIO_DIRECTION_WRITE:
-            os.eventfd_write(self._wake, 1)  # the socket is full: its thread goes on when there is room
+        # The socket may be full: its thread goes on when there is room. It can be full of small requests as well, but
+        # then there are answers to come, and its thread looks after each.
+        if request.large and handle.aio_get_direction() & nbd.AIO_DIRECTION_WRITE:
+            os.eventfd_write(self._wake, 1)
         return True
 
     def _completed(self, request: Request, error: Any) -> int:
@@ -103,10 +125,7 @@ class Connection:
             number = errno.EIO
             if not hopeless:
                 return 1
-        try:
-            request.done(number)
-        except Exception:
-            log.exception("a bug of ours: an answer of the NBD server was not taken")
+        self._done(request, number)
         return 1  # libnbd may forget the command
 
     def _lose(self, handle: Any) -> None:
@@ -133,12 +152,15 @@ class Connection:
 
     def _wait_for(self, handle: Any) -> None:
         """Until the handle is dead."""
+        _widen(handle)
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         try:
             fd, watched = handle.aio_get_fd(), -1
-            while not (self._closing or self._dropped or handle.aio_is_dead() or handle.aio_is_closed()):
+            while not (self._closing or self._dropped):
                 direction = handle.aio_get_direction()
+                if not direction:
+                    break  # dead, or closed by the server
                 events = select.POLLIN if direction & nbd.AIO_DIRECTION_READ else 0
                 events |= select.POLLOUT if direction & nbd.AIO_DIRECTION_WRITE else 0
                 if events != watched:
@@ -184,6 +206,7 @@ class Connection:
             self._handle, self._hopeless, waiting = handle, False, self._waiting
             self._waiting = []
         for request in waiting:
+            self.load -= 1
             self.submit(request)
 
     def _try(self) -> Any:
@@ -204,7 +227,7 @@ class Connection:
             self._hopeless = True
             waiting, self._waiting = self._waiting, []
         for request in waiting:
-            request.done(errno.EIO)
+            self._done(request, errno.EIO)
 
     def close(self, timeout: float = 5.0) -> None:
         """Say goodbye to the server, once nothing is in flight or timeout seconds are over."""
