@@ -153,13 +153,15 @@ def test_an_ordinary_user_exports_too(harness: Harness, image: Path, user: int, 
     result = run("export", "--writable", "--format=raw", image, point, user=user)
     assert result.returncode == 0, result.stderr
     try:
-        script = (
-            f"cmp {image} {point} && printf hello | dd of={point} conv=notrunc status=none && stat -c %a:%u {point}"
+        script = f"cmp {image} {point}; printf hello | dd of={point} conv=notrunc status=none; stat -c %a:%u {point}"
+        shown = subprocess.run(
+            ["sh", "-ec", script], user=user, group=user, capture_output=True, text=True, check=False
         )
-        shown = subprocess.run(["sh", "-ec", script], user=user, capture_output=True, text=True, check=True).stdout
-        assert shown == f"600:{user}\n"
+        assert (shown.stdout, shown.stderr) == (f"600:{user}\n", "")
         assert image.read_bytes()[:5] == b"hello"
-        others = subprocess.run(["chmod", "644", point], user=user, capture_output=True, text=True, check=False)
+        others = subprocess.run(
+            ["chmod", "644", point], user=user, group=user, capture_output=True, text=True, check=False
+        )
         assert "not permitted" in others.stderr
         with pytest.raises(PermissionError):
             point.read_bytes()  # root is another user here

@@ -78,9 +78,9 @@ def _start(command: list[str], path: str, errors: int) -> "subprocess.Popen[byte
 
 
 def _said(errors: int) -> str:
-    """qemu-nbd's last line, without its own name."""
-    lines = os.pread(errors, 1 << 16, 0).decode(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("qemu-nbd: ") if lines else ""
+    """What qemu-nbd said, in one line and without its own name."""
+    lines = os.pread(errors, 1 << 12, 0).decode(errors="replace").strip().splitlines()
+    return "; ".join(line.removeprefix("qemu-nbd: ") for line in lines)
 
 
 class _QemuSource(NbdSource):
