@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 
 RUN_PACKAGES := fuse3 python3-venv python3-cap-ng python3-prctl python3-llfuse python3-seccomp python3-libnbd qemu-utils
 TEST_PACKAGES := acl attr btrfs-progs e2fsprogs fdisk fio gcc git libc6-dev libfuse3-dev libnbd-bin make man-db mount nbdkit \
-	passwd pkg-config qemu-system-common rsync sqlite3 util-linux xfsprogs
+	passwd pkg-config qemu-system-x86 rsync sqlite3 util-linux xfsprogs
 
 export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -192,6 +192,22 @@ def test_nothing_is_left_of_a_qemu_nbd(harness: Harness) -> None:
     assert ended(int(child))
 
 
+def test_the_disk_of_a_guest_is_left_alone_and_the_other_way_round(harness: Harness) -> None:
+    image = raw_file(harness.directory("image") / "image", pattern(MIB))
+    drive = f"file={image},format=raw,if=virtio"
+    guest = ["qemu-system-x86_64", "-M", "q35", "-S", "-nodefaults", "-display", "none", "-drive", drive]
+    point = target(harness)
+    with background(*guest) as holder:
+        fds = Path(f"/proc/{holder.pid}/fdinfo")
+        wait_until(lambda: any("201 201" in info.read_text() for info in fds.iterdir()), "the guest has its disk")
+        assert "QEMU" in refusal(run("export", "--writable", "--format=raw", image, point), exitcodes.SOURCE)
+        assert export(harness, image, "--format=raw").point.read_bytes() == pattern(MIB)
+    export(harness, image, "--writable", "--format=raw")
+    result = subprocess.run(guest, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode != 0
+    assert "lock" in result.stderr
+
+
 def test_an_image_in_use_by_qemu_is_locked(harness: Harness) -> None:
     made = make("qcow2", harness, pattern(MIB))
     export(harness, made.path, "--format=qcow2", "--writable")

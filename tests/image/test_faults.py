@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.harness import TIMEOUT_S, Harness, Mount, ended, refusal, run, wait_until
+from tests.mounted.harness import TIMEOUT_S, Harness, Mount, background, ended, refusal, run, wait_until
 
 from .exporters import MIB, Image, Servers, export, make, pattern, raw_file, target
 
@@ -171,6 +171,26 @@ def test_an_nbd_server_that_stays_away_is_an_error_until_it_is_back(harness: Har
     finally:
         os.close(fd)
     assert raw.read_bytes()[5:10] == b"again"
+
+
+def test_an_export_whose_server_is_gone_can_be_ended(harness: Harness) -> None:
+    base = harness.directory("image")
+    raw, socket = raw_file(base / "raw", pattern(MIB)), base / "socket"
+    server = Servers(harness).nbdkit(socket, "file", raw)
+    mount = export(harness, f"nbd+unix:///?socket={socket}", "--writable", "--reconnect-delay=3600")
+    server.kill()
+    server.wait(TIMEOUT_S)
+    with background("dd", f"if={mount.point}", "of=/dev/null", stderr=subprocess.DEVNULL) as reader:
+        wait_until(lambda: reader.poll() is not None or _waits(reader.pid), "it waits for the server")
+        mount.umount()
+        assert reader.wait(TIMEOUT_S) != 0
+
+
+def _waits(pid: int) -> bool:
+    return (
+        Path(f"/proc/{pid}/wchan").read_text().startswith(("request_wait", "fuse"))
+        or " D " in Path(f"/proc/{pid}/stat").read_text()
+    )
 
 
 def test_a_server_that_comes_back_smaller_is_not_taken(harness: Harness) -> None:

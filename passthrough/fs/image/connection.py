@@ -229,6 +229,12 @@ class Connection:
         for request in waiting:
             self._done(request, errno.EIO)
 
+    def give_up(self) -> None:
+        """From now on a server that is gone, or goes, is not waited for."""
+        self._reconnect_s = 0
+        if self._handle is None:
+            self._fail_waiting()
+
     def close(self, timeout: float = 5.0) -> None:
         """Say goodbye to the server, once nothing is in flight or timeout seconds are over."""
         end = time.monotonic() + timeout

@@ -134,7 +134,7 @@ class Image(FileSystem):
         self._open.clear()
         try:
             if self.config.writable:
-                self.source.flush()
+                self.source.finish()
         except OSError as error:
             log.error("the image could not be flushed at the end: %s", error.strerror)
 

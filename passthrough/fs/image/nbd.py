@@ -167,6 +167,12 @@ class NbdSource(BlockSource):
         if self._can_flush and self._cache is not CacheMode.UNSAFE:
             self._ask(lambda handle, completion: handle.aio_flush(completion))
 
+    def finish(self) -> None:
+        """As flush(), and requests that wait for a server that is gone fail now."""
+        for connection in self._connections:
+            connection.give_up()
+        self.flush()
+
     def status(self, offset: int, length: int) -> Extent:
         """By base:allocation: what the server says reads as zeros. Alike neighbours are one."""
         if not self._has_status:
