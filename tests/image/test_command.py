@@ -176,7 +176,7 @@ def test_an_ordinary_user_exports_too(harness: Harness, image: Path, user: int, 
 def test_others_may_where_root_may_say_so(harness: Harness, image: Path, user: int) -> None:
     point = export(harness, image).point
     point.parent.chmod(0o755)
-    reading = ["head", "-c5", point]
+    reading = ["head", "-c5", str(point)]
     assert subprocess.run(reading, user=user, capture_output=True, check=False).returncode != 0
     point.chmod(0o444)
     assert subprocess.run(reading, user=user, capture_output=True, check=True).stdout == pattern(MIB)[:5]
@@ -195,7 +195,7 @@ def test_nothing_is_left_of_a_qemu_nbd(harness: Harness) -> None:
 def test_the_disk_of_a_guest_is_left_alone_and_the_other_way_round(harness: Harness) -> None:
     image = raw_file(harness.directory("image") / "image", pattern(MIB))
     drive = f"file={image},format=raw,if=virtio"
-    guest = ["qemu-system-x86_64", "-M", "q35", "-S", "-nodefaults", "-display", "none", "-drive", drive]
+    guest: list[str] = ["qemu-system-x86_64", "-M", "q35", "-S", "-nodefaults", "-display", "none", "-drive", drive]
     point = target(harness)
     with background(*guest) as holder:
         fds = Path(f"/proc/{holder.pid}/fdinfo")

@@ -55,10 +55,15 @@ def _widen(handle: Any) -> None:
 
 
 class Connection:
-    """A handle, and the thread that waits for its socket. reconnect_s: how long requests wait for a server that is
-    gone; 0: they fail at once. `check` is asked whether a new connection still leads to the same export."""
+    """A handle, and the thread that waits for its socket.
 
-    def __init__(self, handle: Any, attach: Attach, check: Callable[[Any], str | None], reconnect_s: float) -> None:
+    reconnect_s: how long requests wait for a server that is gone; 0: they fail at once, and None: there is no way back.
+    `check` is asked whether a new connection still leads to the same export, and says why not.
+    """
+
+    def __init__(
+        self, handle: Any, attach: Attach, check: Callable[[Any], str | None], reconnect_s: float | None
+    ) -> None:
         self._attach = attach
         self._check = check
         self._reconnect_s = reconnect_s
@@ -100,7 +105,7 @@ class Connection:
     def _issued(self, handle: Any, request: Request) -> bool:
         """Whether this handle has the request, or it was answered."""
         try:
-            request.issue(handle, lambda error: self._completed(request, error))
+            request.issue(handle, lambda error: self._completed(handle, request, error))
         except nbd.Error as error:
             if handle.aio_is_ready():
                 self._done(request, error.errnum or errno.EIO)
@@ -113,20 +118,33 @@ class Connection:
             os.eventfd_write(self._wake, 1)
         return True
 
-    def _completed(self, request: Request, error: Any) -> int:
+    def _completed(self, handle: Any, request: Request, error: Any) -> int:
         number = getattr(error, "value", error)
         if number in _LOST and not self._closing:
-            with self._lock:
-                hopeless = self._hopeless or self._reconnect_s <= 0
-                if not hopeless:
-                    self._waiting.append(request)
-            self._dropped = True
-            os.eventfd_write(self._wake, 1)
             number = errno.EIO
-            if not hopeless:
+            if self._kept(handle, request):
                 return 1
         self._done(request, number)
         return 1  # libnbd may forget the command
+
+    def _kept(self, handle: Any, request: Request) -> bool:
+        """Whether a request that this handle took with it will be issued again."""
+        with self._lock:
+            current = self._handle is handle
+            if self._hopeless or not self._reconnect_s:
+                again = False
+            else:
+                again = True
+                moved_on = self._handle is not None and not current
+                if not moved_on:
+                    self._waiting.append(request)
+        if current:
+            self._dropped = True
+            os.eventfd_write(self._wake, 1)
+        if again and moved_on:  # told late: there is another connection already
+            self.load -= 1
+            self.submit(request)
+        return again
 
     def _lose(self, handle: Any) -> None:
         with self._lock:
@@ -144,8 +162,10 @@ class Connection:
                     self._wait_for(handle)
                     self._lose(handle)
                     del handle
+                if self._reconnect_s is None:
+                    break
                 if not self._closing:
-                    self._come_back()
+                    self._come_back(self._reconnect_s)
         except Exception:
             log.exception("a bug of ours ended a connection")
         self._fail_waiting()
@@ -182,11 +202,11 @@ class Connection:
         except BlockingIOError:
             pass
 
-    def _come_back(self) -> None:
-        """Connect again, for as long as it takes; requests wait for reconnect_s of that."""
+    def _come_back(self, patience_s: float) -> None:
+        """Connect again, for as long as it takes; requests wait for patience_s of that."""
         log.warning("the NBD server is gone")
         self._dropped = False
-        deadline = time.monotonic() + self._reconnect_s
+        deadline = time.monotonic() + patience_s
         pause = _FIRST_PAUSE_MS
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
@@ -194,7 +214,7 @@ class Connection:
             handle = self._try()
             if handle is not None:
                 break
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or not self._reconnect_s:
                 self._fail_waiting()
             if poll.poll(pause):
                 self._drain()
@@ -231,7 +251,7 @@ class Connection:
 
     def give_up(self) -> None:
         """From now on a server that is gone, or goes, is not waited for."""
-        self._reconnect_s = 0
+        self._reconnect_s = 0 if self._reconnect_s is not None else None
         if self._handle is None:
             self._fail_waiting()
 

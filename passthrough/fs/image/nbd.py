@@ -36,7 +36,7 @@ class NbdSource(BlockSource):
         writable: bool,
         cache: CacheMode = CacheMode.WRITEBACK,
         connections: int = 1,
-        reconnect_s: float = 0,
+        reconnect_s: float | None = None,
     ) -> None:
         """attach connects a fresh handle; nbd.Error where the first one cannot be, ImageError for what it leads to."""
         handle = nbd.NBD()

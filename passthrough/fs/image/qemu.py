@@ -92,7 +92,8 @@ class _QemuSource(NbdSource):
         self._process = process
         self._image = os.open(image, os.O_PATH | os.O_CLOEXEC)
         try:
-            super().__init__(attach_socket(path), writable=writable, connections=connections)
+            # Without a way back: the socket's name is gone soon, and somebody else could make it again.
+            super().__init__(attach_socket(path), writable=writable, connections=connections, reconnect_s=None)
         except BaseException:
             os.close(self._image)
             raise
