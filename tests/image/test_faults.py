@@ -114,7 +114,7 @@ def _verify(file: Path, *more: str) -> "subprocess.Popen[bytes]":
     """fio, which writes everywhere, many at once, and then reads it all back."""
     return subprocess.Popen(
         ["fio", "--name=x", f"--filename={file}", "--rw=randwrite", "--bs=4k", "--direct=1", "--ioengine=libaio",
-         "--iodepth=16", "--size=24M", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--fsync=64", *more],
+         "--iodepth=16", "--size=24M", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0", "--fsync=64", *more],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -139,8 +139,6 @@ def test_an_nbd_server_that_is_killed_and_restarted_costs_nothing(harness: Harne
             server = servers.nbdkit(socket, "file", raw)
         output, _ = fio.communicate(timeout=TIMEOUT_S)
     assert fio.returncode == 0, output.decode()
-    with _verify(mount.point, "--verify_only=1", "--rw=write", "--verify=crc32c") as check:
-        assert check.wait(TIMEOUT_S) is not None
     assert mount.point.read_bytes() == raw.read_bytes()
 
 
