@@ -182,12 +182,13 @@ def test_others_may_where_root_may_say_so(harness: Harness, image: Path, user: i
     assert subprocess.run(reading, user=user, capture_output=True, check=True).stdout == pattern(MIB)[:5]
 
 
-def test_nothing_is_left_of_a_qemu_nbd(harness: Harness) -> None:
+def test_nothing_is_left_of_a_qemu_nbd(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make("qcow2", harness, pattern(MIB))
-    before = set(Path("/tmp").glob("passthrough-*/socket"))
+    temporary = harness.directory("temporary")
+    monkeypatch.setenv("TMPDIR", str(temporary))
     mount = export(harness, made.path, "--format=qcow2", "--writable")
     (child,) = Path(f"/proc/{mount.pid}/task/{mount.pid}/children").read_text().split()
-    assert set(Path("/tmp").glob("passthrough-*/socket")) == before
+    assert list(temporary.iterdir()) == []
     mount.umount()
     assert ended(int(child))
 

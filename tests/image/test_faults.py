@@ -114,7 +114,8 @@ def _verify(file: Path, *more: str) -> "subprocess.Popen[bytes]":
     """fio, which writes everywhere, many at once, and then reads it all back."""
     return subprocess.Popen(
         ["fio", "--name=x", f"--filename={file}", "--rw=randwrite", "--bs=4k", "--direct=1", "--ioengine=libaio",
-         "--iodepth=16", "--size=24M", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0", "--fsync=64", *more],
+         "--iodepth=16", "--size=24M", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1",
+         "--verify_state_save=0", "--fsync=64", *more],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
