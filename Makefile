@@ -12,9 +12,10 @@ SBINDIR ?= /sbin
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 
-RUN_PACKAGES := fuse3 python3-venv python3-cap-ng python3-prctl python3-llfuse python3-seccomp python3-libnbd qemu-utils
+RUN_PACKAGES := fuse3 python3-venv python3-cap-ng python3-prctl python3-llfuse python3-seccomp python3-libnbd
 TEST_PACKAGES := acl attr btrfs-progs busybox-static e2fsprogs fdisk fio gcc git libc6-dev libfuse3-dev libnbd-bin lz4 make \
-	man-db mount nbdkit passwd pkg-config qemu-system-common qemu-system-x86 rsync sqlite3 uidmap util-linux xfsprogs
+	man-db mount nbdkit passwd pkg-config qemu-system-common qemu-system-x86 qemu-utils rsync sqlite3 uidmap util-linux \
+	xfsprogs
 
 export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

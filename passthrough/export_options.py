@@ -29,7 +29,7 @@ class ExportOptions(SandboxOptions):
     cache: CacheMode = CacheMode.WRITEBACK
     key_file: str | None = None
     reconnect_delay: int = 60
-    connections: int = 4
+    connections: int = 2
     io_uring: Choice = Choice.AUTO
     passthrough: Choice = Choice.AUTO
     threads: int = 8
@@ -152,7 +152,7 @@ EXPORT_OPTIONS: tuple[Option, ...] = (
     Option(
         "connections",
         "connections",
-        "How many connections to an NBD server that allows several; default: 4.",
+        "How many connections to an NBD server that allows several; default: 2.",
         parse=_number(1, 16),
         metavar="N",
     ),

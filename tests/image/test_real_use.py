@@ -218,3 +218,16 @@ def test_images_are_described(harness: Harness) -> None:
     file = export(harness, image.name).point
     shown = harness.run_program("findmnt", "-no", "FSTYPE,SOURCE", "--mountpoint", file).split()
     assert shown == ["fuse.passthrough", image.name]
+
+
+def test_nbd_with_tls(harness: Harness) -> None:
+    """A key that both sides know (TLS-PSK); certificates are the same URI with tls-certificates=."""
+    base = harness.directory("image")
+    raw, socket, keys = raw_file(base / "raw", pattern(MIB)), base / "socket", base / "keys"
+    keys.write_text("alice:" + "0123456789abcdef" * 4 + "\n")
+    Servers(harness).nbdkit(socket, "--tls=require", f"--tls-psk={keys}", "file", raw)
+    assert refusal(run("export", f"nbd+unix:///?socket={socket}", target(harness)), 10)
+    file = export(harness, f"nbds+unix://alice@/?socket={socket}&tls-psk-file={keys}", "--writable").point
+    assert file.read_bytes() == pattern(MIB)
+    file.write_bytes(pattern(MIB, 4))
+    assert raw.read_bytes() == pattern(MIB, 4)

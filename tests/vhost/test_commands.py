@@ -87,6 +87,11 @@ def test_every_option_is_accepted_or_refused_with_its_reason(row: virtiofsd.Row)
         base = ["--shared-dir=/"]
     if row.field == "socket_group":
         base = ["--shared-dir=/", "--socket-path=/run/s"]
+    values |= {"ACTION": "kill", "CAPS": "+sys_admin", "MAP": ":0:0:1:"}
+    if row.field == "sandbox":
+        values["MODE"] = "chroot"
+    if row.many:
+        values["MAP"] = ":0:1000:1:"
     given = row.word + (f"={values.get(row.metavar, 'x')}" if row.metavar else "")
     words = [*base, *given.split(" ", 1)]
     if row.refused:
@@ -98,7 +103,8 @@ def test_every_option_is_accepted_or_refused_with_its_reason(row: virtiofsd.Row)
         return
     options = virtiofsd.options_of(words)
     if row.field:
-        assert getattr(options, row.field) == (row.parse(values.get(row.metavar, "x")) if row.parse else row.value)
+        value = row.parse(values.get(row.metavar, "x")) if row.parse else row.value
+        assert getattr(options, row.field) == ((value,) if row.many else value)
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,10 @@ class Aligned(BlockSource):
         """The source's."""
         self._source.flush()
 
+    def finish(self) -> None:
+        """The source's."""
+        self._source.finish()
+
     def status(self, offset: int, length: int) -> Extent:
         """Of the blocks around."""
         first, end = self._around(offset, length)

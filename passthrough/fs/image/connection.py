@@ -1,5 +1,7 @@
 """One connection to an NBD server, through libnbd: many requests in flight, and none lost when the server goes.
 
+Each call of libnbd lets go of the interpreter lock, and then waits for whoever took it: so there are as few as can be.
+
 Rules: a request is issued by the thread that brings it, and its answer is given by the connection's own thread, which
 starts with the first request and waits for the socket. A request that the connection took with it is issued again on
 the next one; reading and writing twice does no harm, since nobody was told that the first time had worked. libnbd locks
@@ -10,6 +12,7 @@ import errno
 import logging
 import os
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -24,24 +27,43 @@ Issue = Callable[[Any, Callable[[Any], int]], object]
 Attach = Callable[[Any], None]
 """Connect a fresh handle. nbd.Error where that fails."""
 _LOST = frozenset({errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT})
+_SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; Python has no name for it
+_SEND_BUFFER = 2 << 20
 _FIRST_PAUSE_MS, _LAST_PAUSE_MS = 50, 1000
 
 
 class Request:
-    """Something that is asked of the server; done gets 0 or an errno, once, from any thread."""
+    """Something that is asked of the server; done gets 0 or an errno, once, from any thread. `large` where it may be
+    more than the socket takes at once."""
 
-    __slots__ = ("done", "issue")
+    __slots__ = ("done", "issue", "large")
 
-    def __init__(self, issue: Issue, done: Callable[[int], None]) -> None:
+    def __init__(self, issue: Issue, done: Callable[[int], None], *, large: bool = False) -> None:
         self.issue = issue
         self.done = done
+        self.large = large
+
+
+def _widen(handle: Any) -> None:
+    """Let the socket take a large write at once, so that fewer turns are needed for it."""
+    try:
+        with socket.socket(fileno=os.dup(handle.aio_get_fd())) as connected:
+            if connected.family == socket.AF_UNIX:
+                connected.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
+    except (OSError, nbd.Error):
+        pass  # an ordinary user may not
 
 
 class Connection:
-    """A handle, and the thread that waits for its socket. reconnect_s: how long requests wait for a server that is
-    gone; 0: they fail at once. `check` is asked whether a new connection still leads to the same export."""
+    """A handle, and the thread that waits for its socket.
 
-    def __init__(self, handle: Any, attach: Attach, check: Callable[[Any], str | None], reconnect_s: float) -> None:
+    reconnect_s: how long requests wait for a server that is gone; 0: they fail at once, and None: there is no way back.
+    `check` is asked whether a new connection still leads to the same export, and says why not.
+    """
+
+    def __init__(
+        self, handle: Any, attach: Attach, check: Callable[[Any], str | None], reconnect_s: float | None
+    ) -> None:
         self._attach = attach
         self._check = check
         self._reconnect_s = reconnect_s
@@ -52,14 +74,9 @@ class Connection:
         self._dropped = False  # the server is going down: it says so
         self._closing = False
         self._parked = True
+        self.load = 0  # about how many requests are in flight: it is counted without a lock
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
-
-    @property
-    def load(self) -> int:
-        """How many requests are in flight here."""
-        handle = self._handle
-        return handle.aio_in_flight() if handle is not None else 1 << 20
 
     def _unpark(self) -> None:
         with self._lock:
@@ -78,6 +95,7 @@ class Connection:
 
     def submit(self, request: Request) -> None:
         """Start a request, now or when the server is back. Does not raise: what fails is answered."""
+        self.load += 1
         if self._parked:
             self._unpark()
         while True:
@@ -92,39 +110,58 @@ class Connection:
                         self._waiting.append(request)
                         return
                     break
-        request.done(errno.EIO)
+        self._done(request, errno.EIO)
 
-    def _issued(self, handle: Any, request: Request) -> bool:
-        """Whether this handle has the request, or it was answered."""
-        try:
-            request.issue(handle, lambda error: self._completed(request, error))
-        except nbd.Error as error:
-            if handle.aio_is_ready():
-                request.done(error.errnum or errno.EIO)
-                return True
-            self._lose(handle)
-            return False
-        if handle.aio_get_direction() & nbd.AIO_DIRECTION_WRITE:
-            os.eventfd_write(self._wake, 1)  # the socket is full: its thread goes on when there is room
-        return True
-
-    def _completed(self, request: Request, error: Any) -> int:
-        number = getattr(error, "value", error)
-        if number in _LOST and not self._closing:
-            with self._lock:
-                hopeless = self._hopeless or self._reconnect_s <= 0
-                if not hopeless:
-                    self._waiting.append(request)
-            self._dropped = True
-            os.eventfd_write(self._wake, 1)
-            number = errno.EIO
-            if not hopeless:
-                return 1
+    def _done(self, request: Request, number: int) -> None:
+        self.load -= 1
         try:
             request.done(number)
         except Exception:
             log.exception("a bug of ours: an answer of the NBD server was not taken")
+
+    def _issued(self, handle: Any, request: Request) -> bool:
+        """Whether this handle has the request, or it was answered."""
+        try:
+            request.issue(handle, lambda error: self._completed(handle, request, error))
+        except nbd.Error as error:
+            if handle.aio_is_ready():
+                self._done(request, error.errnum or errno.EIO)
+                return True
+            self._lose(handle)
+            return False
+        # The socket may be full: its thread goes on when there is room. It can be full of small requests as well, but
+        # then there are answers to come, and its thread looks after each.
+        if request.large and handle.aio_get_direction() & nbd.AIO_DIRECTION_WRITE:
+            os.eventfd_write(self._wake, 1)
+        return True
+
+    def _completed(self, handle: Any, request: Request, error: Any) -> int:
+        number = getattr(error, "value", error)
+        if number in _LOST and not self._closing:
+            number = errno.EIO
+            if self._kept(handle, request):
+                return 1
+        self._done(request, number)
         return 1  # libnbd may forget the command
+
+    def _kept(self, handle: Any, request: Request) -> bool:
+        """Whether a request that this handle took with it will be issued again."""
+        with self._lock:
+            current = self._handle is handle
+            if self._hopeless or not self._reconnect_s:
+                again = False
+            else:
+                again = True
+                moved_on = self._handle is not None and not current
+                if not moved_on:
+                    self._waiting.append(request)
+        if current:
+            self._dropped = True
+            os.eventfd_write(self._wake, 1)
+        if again and moved_on:  # told late: there is another connection already
+            self.load -= 1
+            self.submit(request)
+        return again
 
     def _lose(self, handle: Any) -> None:
         with self._lock:
@@ -144,8 +181,10 @@ class Connection:
                         return
                     self._lose(handle)
                     del handle
+                if self._reconnect_s is None:
+                    break
                 if not self._ending():
-                    self._come_back()
+                    self._come_back(self._reconnect_s)
         except Exception:
             log.exception("a bug of ours ended a connection")
         if not self._parked:
@@ -156,12 +195,15 @@ class Connection:
 
     def _wait_for(self, handle: Any) -> None:
         """Until the handle is dead."""
+        _widen(handle)
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         try:
             fd, watched = handle.aio_get_fd(), -1
-            while not (self._ending() or self._dropped or handle.aio_is_dead() or handle.aio_is_closed()):
+            while not (self._ending() or self._dropped):
                 direction = handle.aio_get_direction()
+                if not direction:
+                    break  # dead, or closed by the server
                 events = select.POLLIN if direction & nbd.AIO_DIRECTION_READ else 0
                 events |= select.POLLOUT if direction & nbd.AIO_DIRECTION_WRITE else 0
                 if events != watched:
@@ -183,11 +225,11 @@ class Connection:
         except BlockingIOError:
             pass
 
-    def _come_back(self) -> None:
-        """Connect again, for as long as it takes; requests wait for reconnect_s of that."""
+    def _come_back(self, patience_s: float) -> None:
+        """Connect again, for as long as it takes; requests wait for patience_s of that."""
         log.warning("the NBD server is gone")
         self._dropped = False
-        deadline = time.monotonic() + self._reconnect_s
+        deadline = time.monotonic() + patience_s
         pause = _FIRST_PAUSE_MS
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
@@ -195,7 +237,7 @@ class Connection:
             handle = self._try()
             if handle is not None:
                 break
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or not self._reconnect_s:
                 self._fail_waiting()
             if poll.poll(pause):
                 self._drain()
@@ -207,6 +249,7 @@ class Connection:
             self._handle, self._hopeless, waiting = handle, False, self._waiting
             self._waiting = []
         for request in waiting:
+            self.load -= 1
             self.submit(request)
 
     def _try(self) -> Any:
@@ -227,7 +270,13 @@ class Connection:
             self._hopeless = True
             waiting, self._waiting = self._waiting, []
         for request in waiting:
-            request.done(errno.EIO)
+            self._done(request, errno.EIO)
+
+    def give_up(self) -> None:
+        """From now on a server that is gone, or goes, is not waited for."""
+        self._reconnect_s = 0 if self._reconnect_s is not None else None
+        if self._handle is None:
+            self._fail_waiting()
 
     def close(self, timeout: float = 5.0) -> None:
         """Say goodbye to the server, once nothing is in flight or timeout seconds are over."""

@@ -11,7 +11,7 @@ import stat
 from ... import syscalls
 from ...filesystem import failure
 from ...protocol.values import Buffers, FileRange, Fill
-from . import blkdev
+from . import blkdev, locking
 from .aligned import Gate
 from .source import BlockSource, CacheMode, Extent
 
@@ -21,12 +21,16 @@ _NO_WAY = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL}
 
 
 def open_raw(path: str, *, writable: bool, cache: CacheMode) -> "RawFile":
-    """A regular file or a block device, opened. OSError where it cannot be; its errno is the reason."""
+    """A regular file or a block device, opened and locked. OSError where it cannot be opened; its errno is the reason.
+
+    ImageError where another program has it.
+    """
     flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
     flags |= os.O_DSYNC if cache.through else 0
     fd = os.open(path, flags)
     direct = -1
     try:
+        locking.claim(fd, path, writable=writable)
         mode = os.fstat(fd).st_mode
         if cache.direct:
             direct = os.open(f"/proc/self/fd/{fd}", flags | os.O_DIRECT)

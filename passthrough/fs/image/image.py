@@ -1,8 +1,8 @@
 """The file system of `passthrough export`: one node, the root, which is a regular file whose bytes are an image.
 
 Rules: what QEMU's FUSE export (block/export/fuse.c) answers, this answers; where it does not, the man page says why.
-Every open names FOPEN_DIRECT_IO, so that each request comes as it was made, and FOPEN_PARALLEL_DIRECT_WRITES, so that
-they come side by side.
+An open that comes to us names FOPEN_DIRECT_IO, so that each request comes as it was made, and
+FOPEN_PARALLEL_DIRECT_WRITES, so that they come side by side.
 
 Kernel passthrough: while a backing id is in use on an inode, the kernel refuses an open without one
 (fuse_file_io_open), but an open with both FOPEN_PASSTHROUGH and FOPEN_DIRECT_IO has its reads and writes sent to us
@@ -134,7 +134,7 @@ class Image(FileSystem):
         self._open.clear()
         try:
             if self.config.writable:
-                self.source.flush()
+                self.source.finish()
         except OSError as error:
             log.error("the image could not be flushed at the end: %s", error.strerror)
 

@@ -23,6 +23,7 @@ _MOST = 1 << 30
 _LARGEST = 32 << 20  # of a read or write, where the server does not say (proto.md, "Block size constraints")
 _ZEROS = bytes(1 << 20)
 _COUNT_S = 1.0
+_SMALL = 1 << 16  # a socket takes that at once, unless others are before it
 
 
 class NbdSource(BlockSource):
@@ -35,7 +36,7 @@ class NbdSource(BlockSource):
         writable: bool,
         cache: CacheMode = CacheMode.WRITEBACK,
         connections: int = 1,
-        reconnect_s: float = 0,
+        reconnect_s: float | None = None,
         confine: Callable[[], None] = lambda: None,
     ) -> None:
         """attach connects a fresh handle; nbd.Error where the first one cannot be, ImageError for what it leads to.
@@ -79,12 +80,12 @@ class NbdSource(BlockSource):
         """As the server said at the beginning."""
         return self._size
 
-    def _start(self, issue: Issue, done: Callable[[int], None]) -> None:
+    def _start(self, issue: Issue, done: Callable[[int], None], size: int = 0) -> None:
         connections = self._connections
         chosen = connections[0] if len(connections) == 1 else min(connections, key=_load)
-        chosen.submit(Request(issue, done))
+        chosen.submit(Request(issue, done, large=size > _SMALL))
 
-    def _ask(self, issue: Issue) -> None:
+    def _ask(self, issue: Issue, size: int = 0) -> None:
         """Start a request and wait for it. OSError with the server's errno."""
         finished = threading.Event()
         result: list[int] = []
@@ -93,7 +94,7 @@ class NbdSource(BlockSource):
             result.append(number)
             finished.set()
 
-        self._start(issue, done)
+        self._start(issue, done, size)
         finished.wait()
         if result[0]:
             raise failure(result[0])
@@ -133,6 +134,7 @@ class NbdSource(BlockSource):
             self._start(
                 _writing(source, offset, flags),
                 lambda number: answer(-number if number else total),
+                total,
             )
 
         return Later(begin)
@@ -143,7 +145,7 @@ class NbdSource(BlockSource):
         for whole in data:
             for first in range(0, len(whole), self._largest):
                 part, at = whole[first : first + self._largest], offset + done
-                self._ask(_writing(part, at))
+                self._ask(_writing(part, at), len(part))
                 done += len(part)
         if self._cache.through:
             self.flush()
@@ -158,7 +160,7 @@ class NbdSource(BlockSource):
             if self._can_zero:
                 self._ask(_zeroing(count, offset, flags))
             else:
-                self._ask(_writing(memoryview(_ZEROS)[:count], offset))
+                self._ask(_writing(memoryview(_ZEROS)[:count], offset), count)
             offset += count
         if self._cache.through:
             self.flush()
@@ -167,6 +169,12 @@ class NbdSource(BlockSource):
         """Covers what was written by all connections: that is what multi-conn promises."""
         if self._can_flush and self._cache is not CacheMode.UNSAFE:
             self._ask(lambda handle, completion: handle.aio_flush(completion))
+
+    def finish(self) -> None:
+        """As flush(), and requests that wait for a server that is gone fail now."""
+        for connection in self._connections:
+            connection.give_up()
+        self.flush()
 
     def status(self, offset: int, length: int) -> Extent:
         """By base:allocation: what the server says reads as zeros. Alike neighbours are one."""

@@ -33,7 +33,7 @@ class ImageRequest:
     cache: CacheMode = CacheMode.WRITEBACK
     key_file: str | None = None
     reconnect_delay: int = 60
-    connections: int = 4
+    connections: int = 2
 
     @property
     def is_nbd(self) -> bool:

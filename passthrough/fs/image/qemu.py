@@ -79,9 +79,9 @@ def _start(command: list[str], path: str, errors: int) -> "subprocess.Popen[byte
 
 
 def _said(errors: int) -> str:
-    """qemu-nbd's last line, without its own name."""
-    lines = os.pread(errors, 1 << 16, 0).decode(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("qemu-nbd: ") if lines else ""
+    """What qemu-nbd said, in one line and without its own name."""
+    lines = os.pread(errors, 1 << 12, 0).decode(errors="replace").strip().splitlines()
+    return "; ".join(line.removeprefix("qemu-nbd: ") for line in lines)
 
 
 class _QemuSource(NbdSource):
@@ -94,7 +94,8 @@ class _QemuSource(NbdSource):
         self._end = os.pidfd_open(process.pid)  # whoever closes this may be in another process, and no parent of it
         self._image = os.open(image, os.O_PATH | os.O_CLOEXEC)
         try:
-            super().__init__(attach_socket(path), writable=writable, connections=connections)
+            # Without a way back: the socket's name is gone soon, and somebody else could make it again.
+            super().__init__(attach_socket(path), writable=writable, connections=connections, reconnect_s=None)
         except BaseException:
             os.close(self._image)
             os.close(self._end)

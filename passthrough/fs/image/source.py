@@ -94,6 +94,10 @@ class BlockSource:
     def flush(self) -> None:
         """What was written is safe when this returns."""
 
+    def finish(self) -> None:
+        """The last flush, which waits for no server that is gone: its error is then that of what was not safe."""
+        self.flush()
+
     def status(self, offset: int, length: int) -> Extent:
         """What the range begins with. Where nothing is known it is data."""
         return Extent(length, True)

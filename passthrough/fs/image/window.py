@@ -48,6 +48,10 @@ class Window(BlockSource):
         """All of the source."""
         self._source.flush()
 
+    def finish(self) -> None:
+        """The source's."""
+        self._source.finish()
+
     def status(self, offset: int, length: int) -> Extent:
         """Further on in the source."""
         return self._source.status(self._start + offset, length)
