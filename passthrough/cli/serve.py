@@ -80,6 +80,7 @@ class _SocketDoor:
 
     def __init__(self, listener: listening.Listener) -> None:
         self._listener = listener
+        self._ended = False
 
     def begin(self) -> list[int]:
         """It listens already."""
@@ -93,8 +94,10 @@ class _SocketDoor:
         return False
 
     def end(self) -> None:
-        """Remove the socket."""
-        self._listener.close()
+        """Remove the socket; once."""
+        if not self._ended:
+            self._ended = True
+            self._listener.close()
 
     def goes_on_after(self, number: signal.Signals) -> bool:
         """Another accepts the next front end."""
