@@ -24,9 +24,11 @@ mount -t virtiofs behind /mnt/behind
 export TMPDIR=/mnt/tmp HOME=/mnt/tmp PYTHONDONTWRITEBYTECODE=1 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 cd {root}
 """
+# But for two that make and remove thousands of names, for half a minute under emulation: `find` below has as many.
 _LIST = """ulimit -n 4096
 export PASSTHROUGH_GUEST=/mnt/behind:/mnt/work
-{python} -m pytest -p no:cacheprovider --color=no -q -m core --durations=12 {words} tests/mounted/posix
+{python} -m pytest -p no:cacheprovider --color=no -q -m core {words} \\
+    -k 'not changes_while_listing and not positions_hold' tests/mounted/posix
 """
 _PROGRAMS = """cd /mnt/work
 fio --name=verify --filename=fio --size=8M --rw=randrw --bs=4k --direct=1 --verify=crc32c --do_verify=1 \\
