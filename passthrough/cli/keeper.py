@@ -210,7 +210,8 @@ class _Keeper:
 
     def _undo(self) -> None:
         """It has ended, or waits for this in order to end."""
-        self._door.end()
+        if self._told or not self._door.replaces:
+            self._door.end()
         try:
             self._inside.say("undone")
         except OSError:
