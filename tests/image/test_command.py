@@ -134,8 +134,7 @@ def test_umount_of_the_system_ends_the_daemon(harness: Harness, image: Path) -> 
 
 def test_auto_unmount_clears_it(harness: Harness, image: Path) -> None:
     mount = export(harness, image, "--auto-unmount")
-    assert mount.pid is not None
-    os.kill(mount.pid, signal.SIGKILL)
+    os.kill(mount.server, signal.SIGKILL)
     wait_until(lambda: not is_mounted(mount.point), "the mount is gone")
     assert mount.point.read_bytes() == b"covered"
 
