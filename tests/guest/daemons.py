@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..mounted.harness import ROOT, command, ended, wait_until
+from ..mounted.harness import ROOT, command, ended, unexpected, wait_until
 from .machine import Share
 
 PEER = Path("/usr/lib/qemu/virtiofsd")
@@ -54,7 +54,7 @@ class Daemons:
 
     def complaints(self) -> list[str]:
         """Warnings and errors of ours."""
-        lines = [line for number in range(len(self.running)) for line in self.said(number).splitlines()]
+        lines = [line for number in range(len(self.running)) for line in unexpected(self.said(number)).splitlines()]
         return [line for line in lines if re.match(r"passthrough: (WARNING|ERROR|CRITICAL)", line)]
 
     def close(self) -> None:

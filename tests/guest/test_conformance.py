@@ -107,7 +107,7 @@ def _programs(guest: Guest, daemons: Daemons, shared: Path, shares: list[Share],
 
 def test_the_conformance_list_and_real_programs(guest: Guest, daemons: Daemons, shared: Path) -> None:
     """Side by side, on a virtual CPU each: that is quicker, and the queues are shared."""
-    options = ("--posix-acl", "--flock", "--posix-lock")
+    options = ("--modcaps=+sys_admin", "--posix-acl", "--flock", "--posix-lock")
     shares = [
         _root(daemons),
         daemons.ours(shared, *options, tag="work", queues=2),

@@ -1,8 +1,12 @@
 """What happens to a guest, and between guests: a reboot, a second guest, a crash."""
 
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from ..mounted.harness import wait_until
+from ..mounted.harness import run, wait_until
 from .daemons import Daemons
 from .kernel import Guest
 from .machine import Machine
@@ -76,3 +80,37 @@ def test_a_regular_file_and_another_file_system(guest: Guest, daemons: Daemons, 
     with Machine(guest, shares, "pt.tag=work pt.script=script", daemons=daemons.running) as machine:
         said = machine.wait_for_end()
     assert "@submounts 1" in said, said
+
+
+@contextlib.contextmanager
+def _exported(image: Path, file: Path) -> Iterator[Path]:
+    """The image as a file that the guest's machine can have, while this lasts."""
+    file.touch()
+    result = run("export", "--writable", "--format=raw", image, file)
+    assert result.returncode == 0, result.stderr
+    try:
+        yield file
+    finally:
+        assert run("umount", file).returncode == 0
+
+
+def test_an_exported_image_is_the_guests_drive(guest: Guest, daemons: Daemons, shared: Path) -> None:
+    """What lies in the image is on the drive, what the guest writes there is in the image, and no byte more."""
+    image = daemons.base / "image"
+    content = os.urandom(8 << 20)
+    image.write_bytes(content)
+    _script(
+        shared,
+        """sha256sum </dev/vda | sed 's/^/@drive /'
+dd if=/share/new of=/dev/vda bs=64k seek=16 conv=fsync 2>/dev/null
+""",
+    )
+    new = os.urandom(1 << 20)
+    (shared / "new").write_bytes(new)
+    with _exported(image, daemons.base / "drive") as drive:
+        share = daemons.ours(shared)
+        words = "pt.tag=work pt.script=script"
+        with Machine(guest, [share], words, drives=[drive], daemons=daemons.running) as machine:
+            said = machine.wait_for_end()
+    assert f"@drive {hashlib.sha256(content).hexdigest()}" in said, said
+    assert image.read_bytes() == content[: 1 << 20] + new + content[2 << 20 :]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..mounted.harness import ROOT, command, ended, wait_until
+from ..mounted.harness import ROOT, command, ended, unexpected, wait_until
 from .frontend import FrontEnd, Memory
 from .fuse import Client
 
@@ -30,7 +30,8 @@ class BackEnd:
 
     def errors(self) -> list[str]:
         """Lines above INFO."""
-        return [line for line in self.said() if re.match(r"passthrough: (WARNING|ERROR|CRITICAL)", line)]
+        lines = unexpected("\n".join(self.said()) + "\n").splitlines()
+        return [line for line in lines if re.match(r"passthrough: (WARNING|ERROR|CRITICAL)", line)]
 
     def connect(self, memory: Memory | None = None) -> FrontEnd:
         return FrontEnd(str(self.socket), memory)
