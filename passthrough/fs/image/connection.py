@@ -177,8 +177,8 @@ class Connection:
                 handle = self._handle
                 if handle is not None:
                     self._wait_for(handle)
-                    if self._parked:
-                        return
+                    if self._ending():
+                        break  # the handle is still good: whoever ends this thread takes leave of the server
                     self._lose(handle)
                     del handle
                 if self._reconnect_s is None:
