@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 URING_SWITCH = Path("/sys/module/fuse/parameters/enable_uring")
 COMMAND = (sys.executable, "-m", "passthrough")
 TIMEOUT_S = 60.0
+_LOG = Path("/run/passthrough/daemon.log")
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = TIMEOUT_S) -> None:
@@ -53,6 +54,19 @@ def affinities(pid: int) -> list[set[int]]:
 def unexpected(text: str) -> str:
     """What a command said, without the line about a limit of open files that this machine keeps low."""
     return re.sub(r"^.*RLIMIT_NOFILE.*the hard limit of \d+ cannot be raised.*\n", "", text, flags=re.MULTILINE)
+
+
+def log_size() -> int:
+    """Where the log of background daemons ends now. It is the machine's: a process id may be in it from before."""
+    return _LOG.stat().st_size if _LOG.exists() else 0
+
+
+def said_in_log(pid: int | None, *, since: int) -> list[str]:
+    """The lines of this keeper's daemon in the log, from log_size() on."""
+    if pid is None or not _LOG.exists():
+        return []
+    text = unexpected(_LOG.read_bytes()[since:].decode())
+    return [line for line in text.splitlines() if f"passthrough[{pid}]" in line]
 
 
 def mount_line(point: Path) -> str | None:

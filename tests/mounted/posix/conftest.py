@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
-from ..harness import Harness, unexpected
+from ..harness import Harness, log_size, said_in_log
 from .modes import MODES, Mode, Shared, Tree, remove
 
-_LOG = Path("/run/passthrough/daemon.log")
 _numbers = itertools.count(1)
 
 
@@ -36,20 +35,13 @@ def running(request: pytest.FixtureRequest) -> Iterator[Running]:
     harness = Harness(Path(tempfile.mkdtemp(prefix="passthrough-posix-")))
     harness.base.chmod(0o755)
     mode: Mode = request.param
+    old = log_size()
     try:
         shared = mode.share(harness)
         yield Running(mode, shared)
     finally:
         harness.close()
-    assert _said(shared.keeper) == [], "the daemon had something to complain about"
-
-
-def _said(keeper: int | None) -> list[str]:
-    """The daemon's lines in the log that it keeps where there is no system log."""
-    if keeper is None or not _LOG.exists():
-        return []
-    text = unexpected(_LOG.read_text(encoding="utf-8"))
-    return [line for line in text.splitlines() if f"passthrough[{keeper}]" in line]
+    assert said_in_log(shared.keeper, since=old) == [], "the daemon had something to complain about"
 
 
 @pytest.fixture
