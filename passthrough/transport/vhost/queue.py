@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 
 from .messages import MessageError
+from .patience import Patience
 from .vring import Barrier, Chain, RingError, Vring
 
 log = logging.getLogger(__name__)
@@ -68,20 +69,22 @@ class Queue:
         self._kick: EventFd | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._barrier = Barrier()
-        self._lock = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._answered = threading.Condition(self._lock)
         self._vring: Vring | None = None
-        self._thread: threading.Thread | None = None
+        self._worker: threading.Thread | None = None
         self._stopping = self._finish = False
         self._out = 0  # chains that were taken, and will be completed by another thread
         self._waits = 0  # those of them that may take for ever
         self._held: list[tuple[Chain, int]] = []
         self._epoch = 0
         self._left_at: int | None = None
+        self._patience = Patience()
 
     @property
     def running(self) -> bool:
         """Whether it has a thread."""
-        return self._thread is not None
+        return self._worker is not None
 
     def epoch_for(self, base: int) -> int:
         """The epoch of a ring that begins at this index: a new one, unless it goes on where it was stopped."""
@@ -117,17 +120,17 @@ class Queue:
             for chain, written in held:
                 vring.push(chain, written)
         self._stopping = False
-        self._thread = threading.Thread(
+        self._worker = threading.Thread(
             target=self._run, args=(vring, poll), name=f"virtqueue-{self.index}", daemon=True
         )
-        self._thread.start()
+        self._worker.start()
 
     def halt(self, *, finish: bool = False) -> bool:
         """Take no further chains, but with finish those that are there; what was taken can still be answered.
 
         False where the thread does not end.
         """
-        thread = self._thread
+        thread = self._worker
         if thread is None:
             return True
         self._finish = finish
@@ -142,13 +145,13 @@ class Queue:
     def wait_for_answers(self, timeout: float, *, waiting_too: bool) -> bool:
         """Until nothing is out any more, or only what may wait for ever; at most timeout seconds. After halt()."""
         with self._lock:
-            return self._lock.wait_for(lambda: self._out == (0 if waiting_too else self._waits), timeout)
+            return self._answered.wait_for(lambda: self._out == (0 if waiting_too else self._waits), timeout)
 
     def stop(self) -> int | None:
         """After halt(): the ring is no longer touched. The index to go on from, None where there was no ring."""
         with self._lock:
             vring, self._vring = self._vring, None
-        self._thread = None
+        self._worker = None
         if vring is not None:
             self._left_at = vring.last
         return self._left_at
@@ -195,7 +198,7 @@ class Queue:
 
     def _drain(self, vring: Vring) -> None:
         """Serve until the ring is empty and the guest has been asked to kick for more."""
-        serve, pop, lock = self.serve, vring.pop, self._lock
+        serve, pop, lock, patience = self.serve, vring.pop, self._lock, self._patience
         assert serve is not None
         vring.spare_kicks()
         unsaid = 0
@@ -206,6 +209,8 @@ class Queue:
                     if unsaid:
                         unsaid = 0
                         self._tell(vring)
+                    if patience.awaits(vring.waiting):
+                        continue
                     vring.want_kicks()
                     self._barrier()
                     if not vring.waiting():
@@ -256,7 +261,7 @@ class Queue:
                 return
             self._out -= 1
             self._waits -= chain.waits
-            self._lock.notify_all()
+            self._answered.notify_all()
             vring = self._vring
             if vring is None:
                 self._held.append((chain, written))
