@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from . import syscalls
+from .compiled import is_compiled
 from .errors import UserError
 from .protocol import constants as c
 from .protocol.negotiation import MINIMUM_MINOR, InitIn, read_init
@@ -65,6 +66,7 @@ def examine(directory: str) -> list[Finding]:
         _file_handles(directory),
         _limit(),
         _guests(),
+        _code(),
     ]
     return found
 
@@ -212,6 +214,12 @@ def _guests() -> Finding:
         remedy = "apt install qemu-system-x86, where guests are to run here"
         return Finding("guests", State.LIMITED, "no QEMU or Cloud Hypervisor: nobody to serve virtio-fs to", remedy)
     return Finding("guests", State.OK, f"virtio-fs can be served to guests of {', '.join(names)}")
+
+
+def _code() -> Finding:
+    if is_compiled():
+        return Finding("code", State.OK, "what each request goes through is compiled")
+    return Finding("code", State.OK, "pure Python; make install COMPILED=1 compiles what each request goes through")
 
 
 def _read(path: str) -> str:

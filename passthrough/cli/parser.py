@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .. import __version__, exitcodes
+from ..compiled import is_compiled
 from ..errors import UserError
 from ..export_options import EXPORT_OPTIONS
 from ..options import OPTIONS, Option, Setting, split_words
@@ -40,10 +41,14 @@ class _Long(argparse.Action):
         namespace.settings = [*namespace.settings, setting]
 
 
+def _version() -> str:
+    return f"passthrough {__version__}{' (compiled)' if is_compiled() else ''}"
+
+
 def build() -> Parser:
     """The whole command line."""
     parser = Parser(prog="passthrough", description="Share a directory through FUSE.", allow_abbrev=False)
-    parser.add_argument("-V", "--version", action="version", version=f"passthrough {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     add_mount(commands.add_parser("mount", help="mount a directory", epilog=_EPILOG, allow_abbrev=False))
     _add_umount(commands.add_parser("umount", help="unmount, and stop the daemon", allow_abbrev=False))

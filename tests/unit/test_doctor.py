@@ -35,6 +35,7 @@ NAMES = (
     "file_handles",
     "open_files",
     "guests",
+    "code",
 )
 SANDBOXES = ("sandbox_namespace", "sandbox_chroot", "sandbox_landlock")
 """The command's own, after those."""
