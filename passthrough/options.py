@@ -67,7 +67,7 @@ def _subtype(text: str) -> str:
 
 
 OPTIONS: tuple[Option, ...] = (
-    Option("ro", "ro", "Mount read-only; rw is the default."),
+    Option("ro", "ro", "Mount read-only, as readonly does; rw is the default."),
     Option("readonly", "ro"),
     Option("rw", "ro", value=False),
     Option(
@@ -131,8 +131,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "readdirplus",
         "readdirplus",
-        "Whether listing brings attributes along: no, auto (when the program asks for them; the default, but for "
-        "cache=never) or always.",
+        "Whether listing brings attributes along: no (as no_readdirplus), auto (when the program asks for them; the "
+        "default, but for cache=never) or always.",
         parse=one_of(ReaddirPlus),
         metavar="WHEN",
     ),
