@@ -1,4 +1,4 @@
-"""Everything is in setup.cfg, but for one choice: with PASSTHROUGH_COMPILED=1 mypyc compiles what each request goes through.
+"""Everything is in setup.cfg but one choice: PASSTHROUGH_COMPILED=1 has mypyc compile what a guest's requests go through.
 
 The sources are the same, and stay beside what was made of them. It takes mypy, gcc and Python's headers.
 """
@@ -15,10 +15,6 @@ _HOT = (
     "passthrough/protocol/dirents.py",
     "passthrough/protocol/replies.py",
     "passthrough/protocol/requests.py",
-    "passthrough/transport/devfuse.py",
-    "passthrough/transport/ring.py",
-    "passthrough/transport/uring.py",
-    "passthrough/transport/workers.py",
     "passthrough/transport/vhost/inflight.py",
     "passthrough/transport/vhost/memory.py",
     "passthrough/transport/vhost/messages.py",

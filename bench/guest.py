@@ -1,11 +1,13 @@
 """`make bench-guest`: passthrough serve against Debian's C virtiofsd, our own front end and a guest in front.
 
-The front end is that of tests/vhost: native speed, no guest. Passes of the two daemons are interleaved, medians count;
-a daemon's CPU time is its process's (user and system), by /proc/PID/stat, its memory VmRSS.
+The front end is that of tests/vhost: native speed, no guest. Passes of the daemons are interleaved, medians count; a
+daemon's CPU time is that of its threads (/proc/PID/task/*/schedstat), its memory VmRSS. Where the scheduler puts front
+end and daemon decides more than what they do, so it is not left to it: one CPU for both, or one for each.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -26,13 +28,16 @@ from tests.vhost.fuse import Client, Slot
 
 PEER = "/usr/lib/qemu/virtiofsd"
 _ROOT = Path(__file__).resolve().parents[1]
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PROTOCOL = m.PROTOCOL_F_MQ | m.PROTOCOL_F_REPLY_ACK | m.PROTOCOL_F_CONFIGURE_MEM_SLOTS
 _FILES = 2000
 _MIB = 1 << 20
 
 Row = dict[str, float]
-"""What was measured, by name: microseconds for each request, and the daemon's CPU microseconds (name + " cpu")."""
+"""What was measured, by name: microseconds for each request, and the daemon's CPU seconds."""
+_PER_GIB, _PER_THOUSAND = ", CPU s per GiB", ", CPU s per 1000"
+PLACEMENTS = {"one CPU": ({0}, {0}), "two CPUs": ({0}, {1})}
+"""The CPUs of the front end and of the daemon."""
+KINDS = ("passthrough", "virtiofsd (C)")
 
 
 def _processes(pid: int) -> list[int]:
@@ -44,12 +49,12 @@ def _processes(pid: int) -> list[int]:
 
 
 def _cpu(pid: int) -> float:
-    """Seconds of CPU that a process and its children have had."""
+    """Seconds of CPU that the threads of a process and of its children have had."""
     total = 0
     for process in _processes(pid):
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total * _TICK_S
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            total += int((thread / "schedstat").read_text().split()[0])
+    return total / 1e9
 
 
 def _resident(pid: int) -> int:
@@ -59,14 +64,15 @@ def _resident(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def daemon(kind: str, share: Path, directory: Path) -> Iterator[tuple[Path, int]]:
-    """One of the two, for the length of the block: (socket, process)."""
-    path = directory / f"{kind}-{time.monotonic_ns()}"
+def daemon(kind: str, share: Path, directory: Path, tree: Path = _ROOT) -> Iterator[tuple[Path, int]]:
+    """One of the kinds, for the length of the block: (socket, process)."""
+    path = directory / f"{time.monotonic_ns()}"
     ours = [sys.executable, "-m", "passthrough", "serve", f"--socket-path={path}", f"--shared-dir={share}"]
     ours += ["--log-level=warn"]
     peer = [PEER, f"--socket-path={path}", "-o", f"source={share},cache=auto"]
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
-    process = subprocess.Popen(ours if kind == "passthrough" else peer, stderr=subprocess.DEVNULL, env=environment)
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    words = peer if kind == KINDS[1] else ours
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, env=environment, cwd="/")
     try:
         while not path.exists():
             if process.poll() is not None:
@@ -79,12 +85,19 @@ def daemon(kind: str, share: Path, directory: Path) -> Iterator[tuple[Path, int]
         process.wait(30)
 
 
+def _put(row: Row, name: str, count: int, seconds: float, cpu: float) -> None:
+    row[name] = seconds / count * 1e6
+    if name.endswith("1 MiB"):
+        row[name + _PER_GIB] = cpu / count * 1024
+    else:
+        row[name + _PER_THOUSAND] = cpu / count * 1000
+
+
 def _timed(row: Row, name: str, pid: int, count: int, call: Callable[[], object]) -> None:
     before, start = _cpu(pid), time.perf_counter()
     for _ in range(count):
         call()
-    row[name] = (time.perf_counter() - start) / count * 1e6
-    row[name + " cpu"] = (_cpu(pid) - before) / count * 1e6
+    _put(row, name, count, time.perf_counter() - start, _cpu(pid) - before)
 
 
 def _deep(
@@ -118,8 +131,7 @@ def _deep(
             idle.append(slot)
             done += 1
             used = ring.take()
-    row[name] = (time.perf_counter() - start) / count * 1e6
-    row[name + " cpu"] = (_cpu(pid) - before) / count * 1e6
+    _put(row, name, count, time.perf_counter() - start, _cpu(pid) - before)
 
 
 def one_pass(path: Path, pid: int, share: Path, *, scale: int) -> Row:
@@ -164,6 +176,7 @@ def one_pass(path: Path, pid: int, share: Path, *, scale: int) -> Row:
     for number in range(_FILES):
         client.lookup(1, b"f%d" % number)
     row["bytes per inode"] = (_resident(pid) - before) * 1024 / _FILES
+    row["kicks per 1000 requests"] = front.rings[1].kicks / front.rings[1].offered * 1000
     front.close()
     front.memory.close()
     return row
@@ -188,14 +201,14 @@ measure create 'mkdir d; cd d; seq 500 | xargs touch; cd ..; rm -rf d'
 """
 
 
-def in_guest(kind: str, share: Path, directory: Path) -> Row:
+def in_guest(kind: str, share: Path, directory: Path, tree: Path) -> Row:
     """Seconds for each step of the script, in a guest under software emulation."""
-    with daemon(kind, share, directory) as (path, _):
+    with daemon(kind, share, directory, tree) as (path, _):
         guest = kernel.prepare()
         with Machine(guest, [Share("work", path)], "pt.tag=work pt.script=script") as machine:
             said = machine.wait_for_end(180)
     lines = [line.split() for line in said.splitlines() if line.startswith("@measured")]
-    return {f"guest: {words[1]}": float(words[2]) for words in lines}
+    return {f"{words[1]}, s": float(words[2]) for words in lines}
 
 
 def prepare(directory: Path) -> Path:
@@ -217,31 +230,60 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--scale", type=int, default=1)
     parser.add_argument("--no-guest", action="store_true")
+    parser.add_argument("--tree", type=Path, metavar="DIR", help="another tree of ours, such as a compiled one")
     parser.add_argument("--json", type=Path)
     parsed = parser.parse_args()
+    trees = dict.fromkeys(KINDS, _ROOT) | ({str(parsed.tree): parsed.tree.resolve()} if parsed.tree else {})
+    rows: dict[str, dict[str, list[Row]]] = {}
     directory = Path(tempfile.mkdtemp(prefix="passthrough-bench-", dir="/dev/shm"))
-    rows: dict[str, list[Row]] = {"passthrough": [], "virtiofsd (C)": []}
     try:
         share = prepare(directory)
-        for _ in range(parsed.passes):
-            for kind, found in rows.items():
-                with daemon(kind, share, directory) as (path, pid):
-                    found.append(one_pass(path, pid, share, scale=parsed.scale))
-        for kind, found in rows.items():
-            if not parsed.no_guest:
-                found += [in_guest(kind, share, directory) for _ in range(3)]
+        for placement, _, kind in itertools.product(_placements(), range(parsed.passes), trees):
+            found = rows.setdefault(placement, {}).setdefault(kind, [])
+            found.append(_placed_pass(placement, kind, share, directory, trees[kind], parsed.scale))
+        for _, kind in itertools.product(range(0 if parsed.no_guest else 3), trees):
+            rows.setdefault("a guest", {}).setdefault(kind, []).append(in_guest(kind, share, directory, trees[kind]))
     finally:
         shutil.rmtree(directory)
-    medians = {
-        kind: {name: statistics.median(row[name] for row in found if name in row) for row in found for name in row}
-        for kind, found in rows.items()
-    }
+    medians = {placement: {kind: _medians(found) for kind, found in kinds.items()} for placement, kinds in rows.items()}
     if parsed.json:
         parsed.json.write_text(json.dumps(medians, indent=1) + "\n")
-    print("| | passthrough | virtiofsd (C) | ratio |\n|---|---|---|---|")
-    for name, ours in medians["passthrough"].items():
-        theirs = medians["virtiofsd (C)"][name]
-        print(f"| {name} | {ours:.2f} | {theirs:.2f} | {theirs / ours if ours else 0:.2f} |")
+    for placement, columns in medians.items():
+        _print(placement, columns)
+
+
+def _placements() -> list[str]:
+    allowed = os.sched_getaffinity(0)
+    return [name for name, (front, back) in PLACEMENTS.items() if front | back <= allowed]
+
+
+def _placed_pass(placement: str, kind: str, share: Path, directory: Path, tree: Path, scale: int) -> Row:
+    before = os.sched_getaffinity(0)
+    front, back = PLACEMENTS[placement]
+    try:
+        os.sched_setaffinity(0, back)  # which the daemon inherits
+        with daemon(kind, share, directory, tree) as (path, pid):
+            os.sched_setaffinity(0, front)
+            return one_pass(path, pid, share, scale=scale)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _medians(found: list[Row]) -> Row:
+    return {name: statistics.median(row[name] for row in found) for name in found[0]}
+
+
+def _print(placement: str, columns: dict[str, Row]) -> None:
+    """A table in Markdown; a ratio is the C daemon's figure by ours: above 1 ours is the better."""
+    ours, theirs, *more = columns
+    head = [placement, *columns, "ratio", *(f"ratio of {kind}" for kind in more)]
+    print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for name in columns[ours]:
+        cells = [name, *(f"{row[name]:.3g}" for row in columns.values())]
+        for kind in (ours, *more):
+            mine = columns[kind][name]
+            cells.append(f"{columns[theirs][name] / mine:.2f}" if mine else "")
+        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ class Ring:
         self.call = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.err = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.seen = 0
-        self.kicks = 0
+        self.kicks = self.offered = 0
         self.available_index = 0
         self._free = list(range(size - 1, -1, -1))
         self._chains: dict[int, list[int]] = {}
@@ -131,6 +131,7 @@ class Ring:
 
     def offer(self, head: int) -> None:
         """Make a chain available, without a kick."""
+        self.offered += 1
         self.avail_words[2 + self.available_index % self.size] = head
         self.available_index = (self.available_index + 1) & 0xFFFF
         self.avail_words[1] = self.available_index
