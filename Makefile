@@ -34,7 +34,7 @@ install_missing = @set -e; packages="$(strip $(call missing,$(1)))"; if [ -n "$$
 	echo "installing: $$packages" >&2; \
 	apt-get -qq update && apt-get -qq install -y --no-install-recommends $$packages >/dev/null; fi
 
-.PHONY: help mount umount test compiled bench bench-image bench-guest fuzz install uninstall clean
+.PHONY: help mount umount test test-peer compiled bench bench-image bench-guest fuzz install uninstall clean
 help:
 	@sed -n 's/^# \(sudo make\)/\1/p' Makefile
 
@@ -49,6 +49,10 @@ umount:
 
 test: $(VENV)/test.stamp
 	@$(BIN)/python -m pytest $(TESTS)
+
+# What Debian's C virtiofsd does otherwise in a guest: the table in tests/guest/test_conformance.py, minutes long.
+test-peer: $(VENV)/test.stamp
+	@$(BIN)/python -m pytest -m peer tests/guest
 
 compiled: $(VENV)/test.stamp
 	$(call install_missing,$(COMPILE_PACKAGES))

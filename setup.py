@@ -1,4 +1,4 @@
-"""Everything is in setup.cfg but one choice: PASSTHROUGH_COMPILED=1 has mypyc compile what a guest's requests go through.
+"""Everything is in setup.cfg but one choice: PASSTHROUGH_COMPILED=1 has mypyc compile what guests' requests go through.
 
 The sources are the same, and stay beside what was made of them. It takes mypy, gcc and Python's headers.
 """

@@ -1,4 +1,4 @@
-"""Whether the modules that each request goes through are machine code: setup.py has their list, and makes it of them."""
+"""Whether the modules that a guest's requests go through are machine code: setup.py lists them, and has it made."""
 
 import importlib.util
 from importlib.machinery import EXTENSION_SUFFIXES

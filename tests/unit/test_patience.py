@@ -1,6 +1,7 @@
 """Looking before sleeping: when it looks, when it does not, and that it ends."""
 
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_it_ends_and_becomes_rare_where_nothing_comes(clock: list[int]) -> None:
         looked.append(ring.looks > before)
     assert ring.looks < 13 * 51 * 8
     gaps = [at for at, one in enumerate(looked) if one]
-    assert [b - a - 1 for a, b in zip(gaps, gaps[1:], strict=False)] == [2, 4, 8, 16, 32, 64, 128, 256, 256, 256]
+    assert [b - a - 1 for a, b in pairwise(gaps)] == [2, 4, 8, 16, 32, 64, 128, 256, 256, 256]
 
 
 def test_one_success_brings_it_back(clock: list[int]) -> None:

@@ -3,8 +3,8 @@
 Rules of this file: no FUSE, no threads but for the lock that its caller holds. Everything in the rings and tables is
 the guest's: each value is read once, checked and then used. What breaks the rules raises RingError, and the ring ends.
 
-The packed ring is not offered: no front end asks a virtio-fs back end for it by itself, and what it saves is cache
-misses, which do not show beside an interpreter.
+The packed ring is not offered: no front end asks a virtio-fs back end for it by itself, and of nine accesses to guest
+memory for a request it saves two, about 0.1 us (bench/NOTES.md).
 """
 
 import platform
