@@ -72,7 +72,7 @@ def test_names_go_to_the_host_and_come_back(tree: Tree, source: Path) -> None:
 def test_refused_names_are_told_apart(tree: Tree, source: Path) -> None:
     fs = _renamed(tree, ":bad:all:user.bad:user.bad: :unsupported:all:user.un:user.un: :ok:all:::")
     nodeid = _file(fs)
-    for name in ("user.bad", "user.un", "user.ok"):
+    for name in (b"user.bad", b"user.un", b"user.ok"):
         os.setxattr(source / "file", name, b"host")
     assert fs.listxattr(ME, nodeid) == [b"user.ok"]
     for name, get, change in ((b"user.bad", errno.ENODATA, errno.EPERM), (b"user.un", errno.ENOTSUP, errno.ENOTSUP)):
@@ -136,9 +136,7 @@ def test_no_xattr_says_so_first(make: Callable[..., Tree]) -> None:
 
 _CHANGES: dict[str, Callable[[FileSystem, int, int], object]] = {
     "write": lambda fs, nodeid, fh: fs.write(ME, nodeid, fh, 0, [memoryview(b"x")], 0, 0),
-    "write back": lambda fs, nodeid, fh: fs.write(
-        ME, nodeid, fh, 0, [memoryview(b"x")], c.FUSE_WRITE_CACHE, 0
-    ),
+    "write back": lambda fs, nodeid, fh: fs.write(ME, nodeid, fh, 0, [memoryview(b"x")], c.FUSE_WRITE_CACHE, 0),
     "truncate": lambda fs, nodeid, fh: fs.setattr(ME, nodeid, _attrs(c.FATTR_SIZE, size=3)),
     "chown": lambda fs, nodeid, fh: fs.setattr(ME, nodeid, _attrs(c.FATTR_UID, uid=0)),
     "chgrp": lambda fs, nodeid, fh: fs.setattr(ME, nodeid, _attrs(c.FATTR_GID, gid=0)),
