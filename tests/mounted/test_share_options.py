@@ -109,6 +109,20 @@ def test_sizes_are_those_of_the_names_that_are_shown(harness: Harness) -> None:
     assert _outcome(lambda: os.setxattr(shown, "user.a3", bytes(1 << 17))) == "E2BIG"
 
 
+def test_an_ordinary_user_writes_a_new_file_that_is_read_only(harness: Harness, user: int) -> None:
+    """As git does. Capabilities that are not there need no permission to be removed."""
+    mount = harness.mount("-o", "xattrmap=:map::user.guest.:", user=user)
+
+    def write() -> bytes:
+        with opened(mount.point / "object", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o444) as fd:
+            os.write(fd, b"content")
+            os.setxattr(fd, "user.seen", b"")  # EACCES, as on any file system
+        return (mount.point / "object").read_bytes()
+
+    assert as_user(lambda: attempt(write), user) == "EACCES"
+    assert (mount.source / "object").read_bytes() == b"content"
+
+
 def test_an_overlay_has_its_upper_layer_on_a_share_without_privilege(harness: Harness) -> None:
     """The daemon keeps no CAP_SYS_ADMIN, without which there is no trusted.* on the host."""
     mount = harness.mount("-o", "allow_other,dev,passthrough=off,xattrmap=overlay")
