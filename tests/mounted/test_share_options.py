@@ -186,6 +186,17 @@ def test_labels_of_the_guest_are_not_the_hosts(harness: Harness, options: tuple[
         assert os.write(fd, b"x") == 1
 
 
+def test_requests_with_room_for_labels_come_by_the_rings_too(harness: Harness, enabled: None) -> None:
+    """Behind the names, where the rings have what follows them."""
+    mount = harness.mount("-o", "io_uring=on,security_label,xattrmap=selinux")
+    (mount.point / "directory").mkdir()
+    (mount.point / "link").symlink_to("x" * 1000)
+    os.mkfifo(mount.point / "fifo")
+    (mount.point / "file").write_bytes(b"content")
+    assert sorted(os.listdir(mount.source)) == ["directory", "fifo", "file", "link"]
+    assert os.readlink(mount.source / "link") == "x" * 1000
+
+
 # What a kernel must have
 
 _ASK = """
