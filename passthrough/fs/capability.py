@@ -26,6 +26,8 @@ class ClearedCapability(Decorator):
 
     def __init__(self, fs: FileSystem, host: bytes) -> None:
         super().__init__(fs)
+        self.flags = fs.flags & ~c.FUSE_PASSTHROUGH
+        self.required = fs.required & ~c.FUSE_PASSTHROUGH
         self._host = host
 
     def open(self, ctx: Context, nodeid: int, flags: int, open_flags: int) -> Opened:

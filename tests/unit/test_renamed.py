@@ -14,7 +14,7 @@ from passthrough.fs.decorator import Decorator
 from passthrough.fs.labels import SecurityLabels
 from passthrough.fs.readonly import ReadOnly
 from passthrough.fs.renamed import RenamedXattrs
-from passthrough.fs.tree import Tree
+from passthrough.fs.tree import Choice, Tree
 from passthrough.fs.xattrmap import parse_map
 from passthrough.protocol import constants as c
 from passthrough.share_options import ShareOptions
@@ -222,6 +222,17 @@ def test_capabilities_under_their_own_name_are_the_kernel_s(tree: Tree, text: st
     fs = before(tree, ShareOptions(xattrmap=parse_map(text)))
     assert isinstance(fs, RenamedXattrs)
     assert fs.fs is tree
+
+
+def test_the_kernel_does_not_write_what_must_be_seen(make: Callable[..., Tree]) -> None:
+    """Whatever the tree was told: there is no agreement on it."""
+    for choice in (Choice.AUTO, Choice.ON):
+        tree = make(passthrough=choice)
+        assert tree.flags & c.FUSE_PASSTHROUGH
+        fs = before(tree, ShareOptions(xattrmap=parse_map(_ALL)))
+        assert not (fs.flags | fs.required) & c.FUSE_PASSTHROUGH
+        tree = make(passthrough=choice, writeout=True)
+        assert not (tree.flags | tree.required) & c.FUSE_PASSTHROUGH
 
 
 # Labels

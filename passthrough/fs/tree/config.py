@@ -64,4 +64,5 @@ class TreeConfig:
             attr_timeout_ns=timeout if self.attr_timeout_ns is None else self.attr_timeout_ns,
             readdirplus=self.readdirplus or plus,
             posix_acl=self.posix_acl and self.xattr and self.default_permissions,
+            passthrough=Choice.OFF if self.writeout else self.passthrough,  # what is not seen cannot be written out
         )
