@@ -14,12 +14,13 @@ from ..errors import UserError
 from ..fs.tree import Choice, Covered, Tree
 from ..options import MountOptions, SandboxMode
 from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
+from ..sessions import Settings, uring_flags
 from ..transport import mounting
 from . import background, confine
 from .channel import Channel
-from .door import MountDoor, see_that_it_answers
+from .door import MountDoor
 from .keeper import Daemon, keep
-from .serving import Service, Settings, tame_collector, uring_flags
+from .serving import Service, tame_collector
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     if stays:
         return begin(lambda: None)
     background.start(begin)
-    see_that_it_answers(real)
+    mounting.see_that_it_answers(real)
     return exitcodes.OK
 
 

@@ -78,6 +78,7 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((f"{P}.fs",), (f"{P}.fs", *_CORE)),
     ((f"{P}.options",), (f"{P}.fs", *_ERRORS)),
     ((f"{P}.export_options",), (f"{P}.options", f"{P}.fs", *_ERRORS)),
+    ((f"{P}.sessions",), (f"{P}.transport", f"{P}.fs.choice", *_SERVER, *_CORE, *_ERRORS)),
     ((f"{P}.doctor",), (f"{P}.transport", *_CORE, *_ERRORS)),
     (("sandbox",), ("sandbox",)),
     ((f"{P}.cli",), (P, "sandbox")),
