@@ -28,6 +28,7 @@ class ReadOnly(FileSystem):
         self.flags = fs.flags
         self.required = fs.required
         self.stack_depth = fs.stack_depth
+        self.default_permissions = fs.default_permissions
         self._open = fs.open
         self._ioctl = fs.ioctl
         for name in _METHODS - vars(ReadOnly).keys():
