@@ -1,16 +1,18 @@
 """How the session of a mount begins: what the command has in common with a program that mounts (api)."""
 
 import logging
+import os
 from dataclasses import dataclass, replace
 
 from . import exitcodes
 from .errors import UserError
 from .filesystem import FileSystem
 from .fs.choice import Choice
+from .options import MountOptions
 from .protocol import constants as c
 from .protocol.negotiation import Wishes
 from .server import Server
-from .transport import uring
+from .transport import mounting, uring
 from .transport.session import Session
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,34 @@ def uring_flags(choice: Choice) -> tuple[int, int]:
     if choice is Choice.ON:
         raise UserError(f"io_uring=on: {why}", exitcodes.KERNEL)
     return 0, 0
+
+
+def settings_of(options: MountOptions) -> Settings:
+    """How a mount with these options is served. UserError where io_uring=on cannot be had."""
+    flags, required = uring_flags(options.io_uring)
+    return Settings(
+        threads=options.threads,
+        max_write=options.max_write,
+        max_read=options.max_read,
+        flags=flags,
+        required=required,
+        owner=os.getuid() if options.allow_root else None,
+        debug=options.debug,
+    )
+
+
+def request_of(options: MountOptions, mountpoint: str, fsname: str) -> mounting.MountRequest:
+    """What is to be mounted with these options; fsname, where they name none."""
+    return mounting.MountRequest(
+        mountpoint=mountpoint,
+        fsname=options.fsname or fsname,
+        subtype=options.subtype,
+        flags=options.mount_flags(),
+        allow_other=options.allow_other or options.allow_root,
+        owner_only=options.allow_root,
+        default_permissions=options.default_permissions,
+        max_read=options.max_read,
+    )
 
 
 def attempt(fs: FileSystem, session: Session, settings: Settings) -> Server:
