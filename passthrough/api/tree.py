@@ -64,7 +64,8 @@ class Tree(tree.Tree):
         prefix = root if root.endswith(b"/") else root + b"/"
         if found is None or not (found == root or found.startswith(prefix)):
             return None
-        return os.path.join(b"/", found[len(prefix) :], name)
+        path = b"/" + found[len(prefix) :]
+        return os.path.join(path, name) if name else path
 
     def _linked(self, nodeid: int) -> bytes | None:
         inode = self.inodes.get(nodeid)
