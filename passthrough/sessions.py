@@ -2,6 +2,7 @@
 
 import logging
 import os
+import stat
 from dataclasses import dataclass, replace
 
 from . import exitcodes
@@ -66,8 +67,8 @@ def settings_of(options: MountOptions) -> Settings:
     )
 
 
-def request_of(options: MountOptions, mountpoint: str, fsname: str) -> mounting.MountRequest:
-    """What is to be mounted with these options; fsname, where they name none."""
+def request_of(options: MountOptions, mountpoint: str, fsname: str, kind: int = stat.S_IFDIR) -> mounting.MountRequest:
+    """What is to be mounted with these options; fsname, where they name none; kind, of the mount's root."""
     return mounting.MountRequest(
         mountpoint=mountpoint,
         fsname=options.fsname or fsname,
@@ -77,6 +78,7 @@ def request_of(options: MountOptions, mountpoint: str, fsname: str) -> mounting.
         owner_only=options.allow_root,
         default_permissions=options.default_permissions,
         max_read=options.max_read,
+        kind=kind,
     )
 
 

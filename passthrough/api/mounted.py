@@ -4,6 +4,7 @@ import logging
 import os
 import select
 import signal
+import stat
 import threading
 from typing import Unpack
 
@@ -40,7 +41,8 @@ def mount(fs: FileSystem, mountpoint: str | os.PathLike[str], **words: Unpack[Mo
     check_waiting(fs)
     settings = settings_of(options)
     real = _checked(fs, os.fspath(mountpoint), options)
-    request = request_of(options, real, fs.source if isinstance(fs, Tree) else type(fs).__name__)
+    name = fs.source if isinstance(fs, Tree) else type(fs).__name__
+    request = request_of(options, real, name, stat.S_IFMT(os.stat(real).st_mode))
     return Mounted(ReadOnly(fs) if options.ro else fs, request, settings)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
+from .. import exitcodes
 from ..errors import UserError
 from ..waiting import WAKE_SIGNAL
 
@@ -102,7 +103,7 @@ class Running(ABC):
 
     def _tell(self) -> None:
         if self.failure is not None:
-            raise UserError(self.failure)
+            raise UserError(self.failure, exitcodes.SERVING)
 
     def __enter__(self) -> Self:
         return self
