@@ -44,7 +44,7 @@ class Audit(Tree):
     def tmpfile(
         self, ctx: Context, nodeid: int, name: bytes, flags: int, mode: int, umask: int, open_flags: int
     ) -> tuple[Entry, Opened]:
-        """One that has no name yet (O_TMPFILE)."""
+        """One that has no name yet (O_TMPFILE); told with its directory."""
         made = super().tmpfile(ctx, nodeid, name, flags, mode, umask, open_flags)
         self.tell(ctx, flags | os.O_CREAT, self.path_of(nodeid))
         return made
