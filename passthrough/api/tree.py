@@ -96,12 +96,12 @@ class Tree(tree.Tree):
 
     def close(self) -> None:
         """Close every descriptor (FileSystem)."""
-        self.destroy()
-        self._uncover()
         proc, self.proc = self.proc, -1
         if proc >= 0:
+            self.destroy()
+            self._uncover()
             os.close(proc)
-            del self.inodes
+            del self.inodes  # and with it the descriptor of source
 
     def _uncover(self) -> None:
         covered, self.covered = self.covered, None

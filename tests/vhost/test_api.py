@@ -2,9 +2,12 @@
 
 import errno
 import os
+import re
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import pytest
 from passthrough import Context, Entry, Tree, UserError, exitcodes, failure, serve
 from passthrough.protocol import constants as c
 
-from ..mounted.harness import TIMEOUT_S, wait_until
+from ..mounted.harness import ROOT, TIMEOUT_S, wait_until
 from .frontend import FrontEnd, Memory
 from .fuse import Client, ReplyError
 
@@ -145,3 +148,51 @@ def test_what_cannot_be_served_is_said(shared: Path, tmp_path: Path) -> None:
         serve(fs, tmp_path / "socket")
     fs.close()
     wait_until(lambda: not (tmp_path / "socket").exists(), "the socket is removed")
+
+
+def _program_of_the_page(mark: str) -> str:
+    """The example of passthrough(3) that has this in it."""
+    page = (ROOT / "man" / "passthrough.3").read_text(encoding="utf-8").replace("\\-", "-").replace("\\e", "\\")
+    (found,) = (block for block in re.findall(r"^\.EX\n(.*?)^\.EE$", page, re.MULTILINE | re.DOTALL) if mark in block)
+    return str(found)
+
+
+def _run(code: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, stderr=subprocess.PIPE)
+
+
+def test_the_page_s_program_that_confines_itself(shared: Path, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    code = _program_of_the_page("sandbox.enter")
+    code = code.replace("/run/share.sock", str(path)).replace("/srv/data", str(shared))
+    (tmp_path / "other").touch()
+    beyond = f"    open({str(tmp_path / 'other')!r})\n"
+    code = code.replace("\nserve(", f"\ntry:\n{beyond}except PermissionError:\n    serve(")
+    with _run(code) as process:
+        try:
+            wait_until(lambda: process.poll() is not None or path.exists(), "it listens")
+            front, client = _client(path)
+            assert client.open(client.lookup(1, b"seen"), os.O_RDWR)
+            front.close()
+            process.terminate()
+            _, errors = process.communicate(timeout=TIMEOUT_S)
+            assert (process.returncode, errors) == (0, "")
+        finally:
+            process.kill()
+
+
+def test_the_page_s_program_without_a_directory(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    code = _program_of_the_page("class Clock").replace("/run/clock.sock", str(path))
+    with _run(code) as process:
+        try:
+            wait_until(lambda: process.poll() is not None or path.exists(), "it listens")
+            front, client = _client(path)
+            assert stat.S_ISREG(client.getattr()["mode"])
+            front.close()
+            process.terminate()
+            _, errors = process.communicate(timeout=TIMEOUT_S)
+            assert (process.returncode, errors) == (0, "")
+        finally:
+            process.kill()
