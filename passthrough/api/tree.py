@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..fs import tree
 from ..fs.tree import Choice, Covered
 from ..fs.tree.base import RESERVED_DESCRIPTORS
+from ..fs.tree.inodes import Inode
 from ..transport import mounting
 from .words import TreeWords, tree_config
 
@@ -59,21 +60,24 @@ class Tree(tree.Tree):
         the node was a moment ago: decide by nodeid and name, and use it to tell people. OSError EBADF for an unknown
         node. It costs two readlink(2) calls.
         """
-        root = os.readlink(os.fsencode(self.proc_path(self.inodes.root)))
-        found = self._linked(nodeid)
+        root = self._linked(self.inodes.root)
+        found = self._linked(self.inodes.get(nodeid))
+        if root is None or found is None:
+            return None
         prefix = root if root.endswith(b"/") else root + b"/"
-        if found is None or not (found == root or found.startswith(prefix)):
+        if found != root and not found.startswith(prefix):
             return None
         path = b"/" + found[len(prefix) :]
         return os.path.join(path, name) if name else path
 
-    def _linked(self, nodeid: int) -> bytes | None:
-        inode = self.inodes.get(nodeid)
-        path = os.readlink(os.fsencode(self.proc_path(inode)))
+    def _linked(self, inode: Inode) -> bytes | None:
+        """The path that the kernel has for it."""
+        link = self.proc_path(inode)
+        path = os.readlink(os.fsencode(link))
         if not path.endswith(_GONE):
             return path
         try:  # a name may end like that
-            there, here = os.lstat(path), os.fstat(inode.fd)
+            there, here = os.lstat(path), os.stat(link)
         except OSError:
             return None
         return path if os.path.samestat(there, here) else None

@@ -302,3 +302,40 @@ def test_a_document_is_a_tree_that_cannot_be_changed(harness: Harness, run: Run)
         ):
             _absent(call, errno.EROFS)
         _absent(lambda: os.stat(point / "nothing"))
+
+
+# The programs of README.md and of passthrough(3)
+
+
+def _settled(where: str) -> str:
+    """The program that refuses files that were changed lately."""
+    text = (ROOT / where).read_text(encoding="utf-8").replace("\\-", "-")
+    pattern = r"^```python\n(.*?)^```$" if where.endswith(".md") else r"^\.EX\n(.*?)^\.EE$"
+    (found,) = (block for block in re.findall(pattern, text, re.MULTILINE | re.DOTALL) if "class Settled" in block)
+    return str(found)
+
+
+@pytest.mark.parametrize("where", ["README.md", "man/passthrough.3"])
+def test_the_first_program_that_one_reads_works(harness: Harness, where: str) -> None:
+    source, point = harness.directory("source"), harness.directory("mount")
+    (source / "new").touch()
+    (source / "old").write_text("old")
+    os.utime(source / "old", (0, 0))
+    code = _settled(where).replace("/srv/data", str(source)).replace("/mnt/data", str(point))
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", code, source, point],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            wait_until(lambda: process.poll() is not None or is_mounted(point), "it is mounted")
+            assert (point / "old").read_text() == "old"
+            _absent(lambda: os.open(point / "new", os.O_RDONLY), errno.EBUSY)
+            subprocess.run(["umount", point], check=True)
+            _, errors = process.communicate(timeout=TIMEOUT_S)
+            assert (process.returncode, errors) == (0, "")
+        finally:
+            process.kill()
+            subprocess.run(["umount", "-l", point], check=False, capture_output=True)

@@ -21,8 +21,16 @@ from passthrough.sandbox_options import SANDBOX_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "man" / "passthrough.3").read_text(encoding="utf-8").replace("\\-", "-")
-NOT_OFFERED = {row.word for row in SANDBOX_OPTIONS} | {"auto_unmount"}
-"""Words of mount that a program does not say: it confines itself, and its end is the mount's."""
+NOT_OFFERED = frozenset(
+    (
+        *(row.word for row in SANDBOX_OPTIONS),  # it confines itself
+        *("auto_unmount", "transport", "inode_file_handles"),  # what takes a process of its own, or the whole process
+        *("log_level", "syslog"),  # its log is its own
+        *("security_model", "translate_uid", "translate_gid", "squash", "anon_uid", "anon_gid", "allow_idmap"),
+        *("xattrmap", "security_label", "writeout"),
+    )
+)
+"""Words of mount that a program does not say, or not yet."""
 _WORDS = {**TreeWords.__annotations__, **MountWords.__annotations__}
 
 
