@@ -100,7 +100,12 @@ class Mounted(Running):
 
     def _attempt(self, request: mounting.MountRequest, settings: Settings) -> str | None:
         self._mounted = mounting.mount(request)
-        self._session = Session(self._mounted.fd, settings.threads, settings.payload, stoppable=True)
+        try:
+            self._session = Session(self._mounted.fd, settings.threads, settings.payload, stoppable=True)
+        except BaseException:
+            self._mounted.undo(lazy=True, force=True)
+            os.close(self._mounted.fd)
+            raise
         self._server = attempt(self._fs, self._session, settings)
         return self._server.failure
 

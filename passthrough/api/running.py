@@ -31,6 +31,7 @@ class Running(ABC):
 
     def __init__(self, name: str) -> None:
         self.failure: str | None = None
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._wake = -1
         self._ended = threading.Event()
@@ -98,6 +99,8 @@ class Running(ABC):
 
     def close(self) -> None:
         """End it, whoever uses it, and wait for that: no thread and no descriptor is left. May be called again."""
+        if os.getpid() != self._process:
+            return  # a child that was forked has none of the threads, and the mount is its parent's
         self._end()
         self._thread.join()
 

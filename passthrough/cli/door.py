@@ -4,7 +4,7 @@ import os
 import signal
 
 from ..transport import mounting
-from ..transport.devfuse import clone
+from ..transport.devfuse import clone_all
 from . import state
 
 
@@ -25,7 +25,7 @@ class MountDoor:
         self._mounted = mounted = mounting.mount(self._request)
         descriptors = [mounted.fd]
         try:
-            descriptors += [clone(mounted.fd) for _ in range(self._threads - 1)]
+            descriptors += clone_all(mounted.fd, self._threads - 1)
             self._state = state.StateFile(mounted.device, self._source, mounted.mountpoint)
         except BaseException:
             for fd in descriptors:

@@ -229,3 +229,16 @@ def clone(fd: int) -> int:
         os.close(clone)
         return os.dup(fd)
     return clone
+
+
+def clone_all(fd: int, count: int) -> list[int]:
+    """So many clones; none is left open where one cannot be had."""
+    found: list[int] = []
+    try:
+        for _ in range(count):
+            found.append(clone(fd))
+    except BaseException:
+        for made in found:
+            os.close(made)
+        raise
+    return found

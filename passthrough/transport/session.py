@@ -16,7 +16,7 @@ from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKIN
 from ..protocol.errors import StreamError
 from ..protocol.structs import FUSE_BACKING_MAP
 from ..server import Server
-from .devfuse import GONE, Queue, clone
+from .devfuse import GONE, Queue, clone_all
 from .uring import UringQueue, possible_cpus
 from .workers import Crew
 
@@ -42,9 +42,9 @@ class Session:
         bytes of data that a request or a reply brings; clones are threads - 1 clones of fd (taken over), and cpus
         possible_cpus(), to be given where the device and /sys cannot be opened any more; stoppable: stop() will do."""
         self.fd = fd
-        self.ended = os.eventfd(0, os.EFD_CLOEXEC)
         self._threads = threads
-        self._descriptors = [fd, *((clone(fd) for _ in range(threads - 1)) if clones is None else clones)]
+        self._descriptors = [fd, *(clone_all(fd, threads - 1) if clones is None else clones)]
+        self.ended = os.eventfd(0, os.EFD_CLOEXEC)
         self._cpus = cpus
         self._payload = payload
         self._queues: list[Queue] = []

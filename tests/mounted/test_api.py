@@ -454,6 +454,28 @@ def test_a_program_that_ends_leaves_no_mount(places: Places) -> None:
     assert not is_mounted(places.point)
 
 
+def test_a_child_that_was_forked_leaves_the_mount_alone(places: Places) -> None:
+    code = (
+        "with mount(Tree(sys.argv[1]), sys.argv[2]) as mounted:\n"
+        "    if os.fork() == 0:\n        mounted.close(); sys.exit(0)\n"
+        "    print(os.wait()[1], os.path.ismount(sys.argv[2]), open(sys.argv[2] + '/file').read())\n"
+        "print(os.path.ismount(sys.argv[2]))\n"
+    )
+    process = _program("import warnings; warnings.simplefilter('ignore')\n" + code, places.source, places.point)
+    assert _ends(process) == (0, "0 True content\nFalse\n", "")
+
+
+def test_too_few_descriptors_leave_no_mount(places: Places) -> None:
+    code = (
+        "import resource\nfs = Tree(sys.argv[1])\n"
+        "count = len(os.listdir('/proc/self/fd'))\nresource.setrlimit(resource.RLIMIT_NOFILE, (count + 8,) * 2)\n"
+        "try:\n    mount(fs, sys.argv[2], threads=64)\nexcept OSError as error:\n    print(error.errno)\n"
+        "print(os.path.ismount(sys.argv[2]), len(os.listdir('/proc/self/fd')) - count)\n"
+    )
+    status, out, err = _ends(_program(code, places.source, places.point))
+    assert (status, out, err) == (0, f"{errno.EMFILE}\nFalse 1\n", "")  # the directory that the mount would cover
+
+
 _ORDINARY = """
 def descriptors():
     return sorted(name for name in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{name}'))
