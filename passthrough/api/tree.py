@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..fs import tree
 from ..fs.tree import Choice, Covered
 from ..fs.tree.base import RESERVED_DESCRIPTORS
+from ..fs.tree.config import ACCESS_LISTS
 from ..fs.tree.inodes import Inode
 from ..transport import mounting
 from .words import TreeWords, tree_config
@@ -50,6 +51,7 @@ class Tree(tree.Tree):
         fd = _opened(source)
         super().__init__(fd, replace(config, descriptors=config.descriptors or _left()))
         self.default_permissions = config.default_permissions
+        self.required |= ACCESS_LISTS if words.get("posix_acl") else 0
         self.source = os.path.abspath(os.fsdecode(source))
 
     def path_of(self, nodeid: int, name: bytes = b"") -> bytes | None:

@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..fs.tree import Cache, Choice, ReaddirPlus, TreeConfig
 from ..option_rows import Option
 from ..options import OPTIONS, MountOptions, check
+from ..share_options import Writeout
 
 When = Choice | Literal["auto", "on", "off"]
 
@@ -28,6 +29,7 @@ class TreeWords(TypedDict, total=False):
     negative_timeout: float | str
     readdirplus: ReaddirPlus | Literal["no", "auto", "always"] | None
     writeback: bool
+    writeout: Writeout | Literal["later", "immediate"]
     passthrough: When
     default_permissions: bool
     xattr: bool

@@ -27,7 +27,7 @@ NOT_OFFERED = frozenset(
         *("auto_unmount", "transport", "inode_file_handles"),  # what takes a process of its own, or the whole process
         *("log_level", "syslog"),  # its log is its own
         *("security_model", "translate_uid", "translate_gid", "squash", "anon_uid", "anon_gid", "allow_idmap"),
-        *("xattrmap", "security_label", "writeout"),
+        *("xattrmap", "security_label"),  # classes before the tree
     )
 )
 """Words of mount that a program does not say, or not yet."""

@@ -88,7 +88,10 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (
         (f"{P}.api",),
         (
-            *(f"{P}.{name}" for name in ("api", "sessions", "options", "option_rows", "fs", "transport")),
+            *(
+                f"{P}.{name}"
+                for name in ("api", "sessions", "options", "option_rows", "share_options", "fs", "transport")
+            ),
             *(*_SERVER, *_CORE, *_ERRORS),
         ),
     ),
