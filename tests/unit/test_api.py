@@ -15,6 +15,7 @@ from passthrough import Cache, Choice, FileSystem, ReaddirPlus, Tree, exitcodes
 from passthrough.api import running
 from passthrough.api.words import OWN, MountWords, TreeWords, mount_options, tree_config
 from passthrough.cli.serve_options import ServeOptions
+from passthrough.fs.tree.config import ACCESS_LISTS
 from passthrough.option_rows import NS_PER_S, Option
 from passthrough.options import OPTIONS
 from passthrough.sandbox_options import SANDBOX_OPTIONS
@@ -83,6 +84,9 @@ def test_values_mean_what_they_mean_to_the_command() -> None:
     assert tree_config({}) == tree_config({"timeout": None, "posix_acl": None})
     assert tree_config({"descriptors": 77}).descriptors == 77
     assert tree_config({"announce_submounts": True}).submounts
+    assert tree_config({}).passthrough is Choice.AUTO
+    immediate = tree_config({"writeout": "immediate"})
+    assert (immediate.writeout, immediate.passthrough) == (True, Choice.OFF)
     options = mount_options({"max_write": "128K", "noexec": True, "io_uring": Choice.OFF}, default_permissions=True)
     assert (options.max_write, options.exec, options.io_uring) == (128 << 10, False, Choice.OFF)
     assert mount_options({"noatime": False, "max_read": 8192, "threads": 3}, default_permissions=True).threads == 3
@@ -140,6 +144,13 @@ def test_a_source_that_is_none_is_an_os_error(tmp_path: Path) -> None:
         Tree(tmp_path / "nothing")
     with pytest.raises(NotADirectoryError, match="/dev/null"):
         Tree("/dev/null")
+
+
+def test_access_lists_that_were_asked_for_are_insisted_on(tmp_path: Path) -> None:
+    for words, insisted in (({}, 0), ({"posix_acl": True}, ACCESS_LISTS), ({"posix_acl": False}, 0)):
+        fs = Tree(tmp_path, **words)  # type: ignore[arg-type]
+        assert fs.required & ACCESS_LISTS == insisted
+        fs.close()
 
 
 def test_closing_a_tree_that_was_never_served(tmp_path: Path) -> None:
