@@ -10,11 +10,12 @@ from . import exitcodes
 from .errors import UserError
 from .fs.tree.config import Cache, ReaddirPlus, TreeConfig
 from .option_rows import Option, seconds
-from .sandbox_options import SandboxOptions, check_sandbox
+from .process_options import ProcessOptions
+from .sandbox_options import check_sandbox
 
 
 @dataclass(frozen=True, slots=True)
-class ShareOptions(SandboxOptions):
+class ShareOptions(ProcessOptions):
     """What a command is told about the shared directory. Timeouts in ns; None is "not said"."""
 
     cache: Cache = Cache.AUTO

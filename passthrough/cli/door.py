@@ -5,14 +5,19 @@ import errno
 import logging
 import os
 import signal
+from collections.abc import Callable
 
 from .. import exitcodes
 from ..errors import UserError
+from ..syscalls import statx
 from ..transport import mounting
 from ..transport.devfuse import clone
 from . import state
 
 log = logging.getLogger(__name__)
+
+_AT_FDCWD, _AT_STATX_FORCE_SYNC = -100, 0x2000
+_STATX_MNT_ID = 0x1000
 
 
 class MountDoor:
@@ -59,6 +64,21 @@ class MountDoor:
     def goes_on_after(self, number: signal.Signals) -> bool:
         """Never: what the daemon knew of the mount is gone with it."""
         return False
+
+    def look(self) -> Callable[[], bool] | None:
+        """GETATTR of the mount's root, which the kernel must ask for (AT_STATX_FORCE_SYNC), whatever it remembers."""
+        return self._answers
+
+    def _answers(self) -> bool:
+        assert self._mounted is not None
+        found = statx(_AT_FDCWD, os.fsencode(self._mounted.mountpoint), _AT_STATX_FORCE_SYNC, _STATX_MNT_ID)
+        if self._mounted.mount_id and found[-1] != self._mounted.mount_id:
+            log.debug("%s: something else is mounted over it", self._mounted.mountpoint)
+        return True
+
+    def status(self, word: str) -> str:
+        """What is where."""
+        return f"{self._source} on {self._request.mountpoint}" if word == "ready" else ""
 
     def _unmounted(self, *, lazy: bool, force: bool) -> bool:
         assert self._mounted is not None

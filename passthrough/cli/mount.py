@@ -19,8 +19,9 @@ from ..sandbox_options import SandboxMode
 from ..transport import mounting
 from . import background, confine
 from .channel import Channel
-from .door import MountDoor, see_that_it_answers
-from .keeper import Daemon, keep
+from .door import MountDoor
+from .keeper import Daemon
+from .launch import launch, wanted_log
 from .serving import Service, Settings, tame_collector, uring_flags
 from .share import file_system
 
@@ -37,7 +38,8 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     real = mounting.check_mountpoint(mountpoint, source, nonempty=options.nonempty)
     options = _within_rights(options)
     stays = foreground or options.debug
-    log.to_stderr(debug=options.debug)
+    wanted = wanted_log(options, "mount", os.path.abspath(source), real)
+    streams = background.Streams(wanted, detached=not stays)
     flags, required = uring_flags(options.io_uring)
     settings = Settings(
         threads=options.threads,
@@ -46,7 +48,7 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
         flags=flags,
         required=required,
         owner=os.getuid() if options.allow_root else None,
-        debug=options.debug,
+        requests=log.requests(wanted),
     )
     share = Share(source_fd, os.path.realpath(source), real, options)
     if options.sandbox_explain:
@@ -58,17 +60,7 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
         _log.info("with writeback the kernel does not read and write the files itself: passthrough=off")
     door = MountDoor(_request(source, real, options), source=os.path.abspath(source), threads=options.threads)
 
-    def begin(ready: background.Ready) -> int:
-        confine.preload()
-        streams = background.Streams(detached=not stays)
-        daemon = share.daemon(settings, streams)
-        return keep(door, daemon, streams.outside(ready))
-
-    if stays:
-        return begin(lambda: None)
-    background.start(begin)
-    see_that_it_answers(real)
-    return exitcodes.OK
+    return launch(door, real, streams, lambda: share.daemon(settings, streams), stays=stays)
 
 
 class Share:

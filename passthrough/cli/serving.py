@@ -66,7 +66,8 @@ def _is_open(fd: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a mount is served. max_write in bytes; flags and required are what uring_flags() says."""
+    """How a mount is served. max_write in bytes; flags and required are what uring_flags() says; requests() is told of
+    each request and reply."""
 
     threads: int
     max_write: int
@@ -74,7 +75,7 @@ class Settings:
     flags: int = 0
     required: int = 0
     owner: int | None = None
-    debug: bool = False
+    requests: Callable[[str], None] | None = None
 
 
 class Service:
@@ -172,7 +173,7 @@ class Service:
             self._fs,
             wishes,
             kernel=self._session,
-            debug=log.debug if self._settings.debug else None,
+            debug=self._settings.requests,
             owner=self._settings.owner,
         )
         self._session.start(self._server)

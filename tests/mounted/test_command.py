@@ -52,6 +52,7 @@ BAD_VALUES = {
     "passthrough": ["", "yes", "ON"],
     "io_uring": ["", "1", "never"],
     "threads": ["", "0", "257", "-1", "1.5", "x"],
+    "log_level": ["", "loud", "err"],
     "sandbox": ["", "yes", "container"],
     "landlock": ["", "1"],
     "seccomp": ["", "trap"],
