@@ -17,7 +17,7 @@ from . import state
 log = logging.getLogger(__name__)
 
 _AT_FDCWD, _AT_STATX_FORCE_SYNC = -100, 0x2000
-_STATX_MNT_ID = 0x1000
+_STATX_BASIC_STATS, _STATX_MNT_ID = 0x7FF, 0x1000
 
 
 class MountDoor:
@@ -71,7 +71,9 @@ class MountDoor:
 
     def _answers(self) -> bool:
         assert self._mounted is not None
-        found = statx(_AT_FDCWD, os.fsencode(self._mounted.mountpoint), _AT_STATX_FORCE_SYNC, _STATX_MNT_ID)
+        found = statx(
+            _AT_FDCWD, os.fsencode(self._mounted.mountpoint), _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS | _STATX_MNT_ID
+        )
         if self._mounted.mount_id and found[-1] != self._mounted.mount_id:
             log.debug("%s: something else is mounted over it", self._mounted.mountpoint)
         return True
