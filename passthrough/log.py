@@ -204,6 +204,8 @@ def use(handler: logging.Handler, wanted: Wanted) -> None:
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
+        if isinstance(old, Datagrams):
+            old.close()
     root.addHandler(handler)
     root.setLevel(_LEVELS[wanted.level])
 
