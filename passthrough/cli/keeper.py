@@ -1,9 +1,9 @@
 """The process outside the sandbox: it makes what is served visible, waits for the daemon, and takes it away again.
 
 Rules: it stays in the caller's namespaces with the caller's rights, holds nothing of what is served open, and obeys
-nothing that the daemon says once that serves, but that it leaves. What it does for a kind of service is that service's
-Door. The daemon is a child: it dies when this process does, and what it leaves behind, however it ends, is cleared
-here.
+nothing that the daemon says once that serves, but that it leaves; how it is, in words that are known, is passed on to
+the service manager, whom this process alone speaks to. What it does for a kind of service is that service's Door. The
+daemon is a child: it dies when this process does, and what it leaves behind, however it ends, is cleared here.
 
     keeper      fork ────────────────────────┐ die when the keeper does
     go-between  │ namespaces, fork, end      │

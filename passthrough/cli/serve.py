@@ -174,13 +174,13 @@ class _Share:
         outside.say("ready")
         _log.info("%s: waiting for a front end", options.socket_path or f"--fd={options.fd}")
 
-        def tell(word: str) -> None:
+        def pass_on(word: str) -> None:
             with contextlib.suppress(OSError):  # the keeper is dead, and this process about to be
                 outside.say(word)
 
         if interval is not None:
-            Pulse(backend.answers, lambda: tell("alive"), interval).start()
-        backend.run(self._socket, self._signals, once=options.once, on_change=tell)
+            Pulse(backend.answers, lambda: pass_on("alive"), interval).start()
+        backend.run(self._socket, self._signals, once=options.once, on_change=pass_on)
         return exitcodes.OK
 
     def _take_over(self, outside: Channel) -> None:

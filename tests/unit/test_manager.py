@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from passthrough.cli import channel
 from passthrough.cli.manager import Manager, from_environment
 from passthrough.cli.pulse import Pulse
 
@@ -130,3 +131,17 @@ def test_a_look_that_hangs_gives_no_sign_and_can_be_left() -> None:
     hangs.set()
     pulse.stop(60)
     assert beats == []
+
+
+def test_words_of_a_daemon_are_overheard_without_waiting_and_without_what_comes_along() -> None:
+    ours, theirs = channel.pair()
+    before = len(os.listdir("/proc/self/fd"))
+    assert ours.overhear() is None
+    theirs.say("alive")
+    theirs.say("more", text="STATUS=mine\nMAINPID=1", descriptors=[0] * 50)
+    theirs.say("x" * 4000)
+    assert [ours.overhear() for _ in range(4)] == ["alive", "more", "x" * 4000, None]
+    assert len(os.listdir("/proc/self/fd")) == before
+    theirs.close()
+    assert ours.overhear() == ""
+    ours.close()
