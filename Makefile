@@ -86,11 +86,12 @@ $(VENV)/test.stamp: $(VENV)/run.stamp
 	@$(BIN)/pip -qq install --no-build-isolation --editable '.[test]'
 	@touch $@
 
+install: export PASSTHROUGH_COMPILED := $(if $(COMPILED),1)
 install:
 	$(call install_missing,$(RUN_PACKAGES) $(if $(COMPILED),$(COMPILE_PACKAGES)))
 	@[ -x $(LIBDIR)/bin/python ] || $(PYTHON) -m venv --system-site-packages $(LIBDIR)
 	@[ -z "$(COMPILED)" ] || $(LIBDIR)/bin/pip -qq install '$(MYPY)'
-	@PASSTHROUGH_COMPILED=$(if $(COMPILED),1) $(LIBDIR)/bin/pip -qq install --no-build-isolation --no-deps --force-reinstall .
+	@$(LIBDIR)/bin/pip -qq install --no-build-isolation --no-deps --force-reinstall .
 	@install -d $(PREFIX)/bin $(PREFIX)/share/man/man1 $(PREFIX)/share/man/man3 $(PREFIX)/share/man/man7
 	@ln -sf $(LIBDIR)/bin/passthrough $(PREFIX)/bin/passthrough
 	@ln -sf $(LIBDIR)/bin/mount.fuse.passthrough $(SBINDIR)/mount.fuse.passthrough
