@@ -43,7 +43,7 @@ class MountOptions(ShareOptions):
         """The part that the shared directory is told."""
         return replace(
             ShareOptions.tree(self),
-            passthrough=self.passthrough if not self.writeback else Choice.OFF,
+            passthrough=self.passthrough if not self.writeback and not self.mapped else Choice.OFF,
             default_permissions=self.default_permissions,
         )
 
@@ -173,6 +173,17 @@ def _check(options: MountOptions) -> None:
     if options.writeback and options.passthrough is Choice.ON:
         raise UserError(
             "writeback and passthrough=on exclude each other: the kernel can do one of them", exitcodes.USAGE
+        )
+    if options.mapped and options.passthrough is Choice.ON:
+        raise UserError(
+            "passthrough=on and security_model=mapped-xattr exclude each other: a write past the daemon would not "
+            "clear the SUID and SGID bits that it keeps",
+            exitcodes.USAGE,
+        )
+    if options.mapped and not options.default_permissions:
+        raise UserError(
+            "security_model=mapped-xattr needs default_permissions: the daemon's own rights know no virtual owners",
+            exitcodes.USAGE,
         )
     if options.posix_acl and not options.default_permissions:
         raise UserError("posix_acl and no_default_permissions exclude each other", exitcodes.USAGE)

@@ -10,11 +10,12 @@ from . import exitcodes
 from .errors import UserError
 from .fs.tree.config import Cache, ReaddirPlus, TreeConfig
 from .option_rows import Option, seconds
-from .sandbox_options import SandboxOptions, check_sandbox
+from .owner_options import OWNER_OPTIONS, OwnerOptions, SecurityModel, check_owners
+from .sandbox_options import check_sandbox
 
 
 @dataclass(frozen=True, slots=True)
-class ShareOptions(SandboxOptions):
+class ShareOptions(OwnerOptions):
     """What a command is told about the shared directory. Timeouts in ns; None is "not said"."""
 
     cache: Cache = Cache.AUTO
@@ -43,13 +44,14 @@ class ShareOptions(SandboxOptions):
             writeback=self.writeback,
             readdirplus=self.readdirplus,
             xattr=self.xattr,
-            posix_acl=self.posix_acl is not False,
+            posix_acl=self.posix_acl is not False and not self.mapped,
             flock=self.flock,
             posix_lock=self.posix_lock,
             direct_io=self.allow_direct_io,
             mmap=self.allow_mmap,
             noatime=self.preserve_noatime,
             killpriv=self.killpriv_v2,
+            lenient_owners=self.security_model is SecurityModel.NONE,
         )
 
 
@@ -123,6 +125,7 @@ SHARE_OPTIONS: tuple[Option, ...] = (
         "O_NOATIME of a program on the mount is for the source's file as well; no_preserve_noatime is the default.",
     ),
     Option("no_preserve_noatime", "preserve_noatime", value=False),
+    *OWNER_OPTIONS,
 )
 """For every command that shares a directory."""
 
@@ -136,4 +139,5 @@ def check_share(options: ShareOptions) -> None:
         )
     if options.posix_acl and not options.xattr:
         raise UserError("posix_acl and no_xattr exclude each other: an access list is an xattr", exitcodes.USAGE)
+    check_owners(options, posix_acl=bool(options.posix_acl))
     check_sandbox(options)

@@ -22,7 +22,7 @@ from .channel import Channel
 from .door import MountDoor, see_that_it_answers
 from .keeper import Daemon, keep
 from .serving import Service, Settings, tame_collector, uring_flags
-from .share import file_system
+from .share import check_source, file_system
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ _FUSE_CONF = "/etc/fuse.conf"
 def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool) -> int:
     """Mount source on mountpoint; returns when it answers, or with foreground when it is over."""
     source_fd = open_source(source)
+    check_source(source_fd, source, options)
     real = mounting.check_mountpoint(mountpoint, source, nonempty=options.nonempty)
     options = _within_rights(options)
     stays = foreground or options.debug
@@ -131,6 +132,7 @@ class Share:
             inside.root if inside.root >= 0 else self._fd,
             replace(self._options.tree(), descriptors=budget),
             inside,
+            self._options,
             readonly=self._options.ro,
             covered=covered[0] if covered else None,
         )

@@ -23,7 +23,7 @@ from .channel import Channel
 from .keeper import keep
 from .serve_options import ServeOptions
 from .serving import tame_collector
-from .share import file_system
+from .share import check_source, file_system
 from .signals import Signals
 
 _log = logging.getLogger(__name__)
@@ -54,7 +54,9 @@ def run(options: ServeOptions) -> int:
         print(json.dumps(CAPABILITIES, indent=2))
         return exitcodes.OK
     keep_log = _begin_log(options)
-    share = _Share(open_source(options.shared_dir), os.path.realpath(options.shared_dir), options)
+    source_fd = open_source(options.shared_dir)
+    check_source(source_fd, options.shared_dir, options)
+    share = _Share(source_fd, os.path.realpath(options.shared_dir), options)
     if options.sandbox_explain:
         print("\n".join(confine.explain(options, share.needs(keep_log), "take over the socket, which is made outside")))
         return exitcodes.OK
@@ -186,7 +188,7 @@ class _Share:
 
     def _file_system(self, inside: sandbox.Inside) -> FileSystem:
         root = inside.root if inside.root >= 0 and not self._is_file else self._fd
-        return file_system(root, self._options.tree(), inside, readonly=self._options.readonly)
+        return file_system(root, self._options.tree(), inside, self._options, readonly=self._options.readonly)
 
 
 def _wants_requests(options: ServeOptions) -> bool:

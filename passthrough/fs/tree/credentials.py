@@ -39,7 +39,7 @@ class _PerThread(threading.local):
         self.override_alone = syscalls.with_effective(self.itself, _OVERRIDE)  # if it was kept at all
 
 
-class _Nobody:
+class Nobody:
     """Stay who we are."""
 
     def __enter__(self) -> None:
@@ -115,11 +115,11 @@ class Credentials:
         self.privileged = os.geteuid() == 0 and syscalls.has_thread_credentials()
         self._has_fsetid = bool(syscalls.effective_capabilities() >> syscalls.CAP_FSETID & 1)
         self._thread = _PerThread()
-        self._nobody = _Nobody()
+        self._nobody = Nobody()
         self._without_fsetid = _WithoutFsetid(self._thread)
         self.masks = False  # whether the umask is ours to apply (FUSE_DONT_MASK)
 
-    def caller(self, ctx: Context, *, strict: bool = False) -> _Caller | _Nobody:
+    def caller(self, ctx: Context, *, strict: bool = False) -> _Caller | Nobody:
         """A context in which new files belong to ctx. EOVERFLOW where its ids cannot be expressed here.
 
         strict leaves the caller no capability, where the decision is to be the source kernel's.
@@ -128,7 +128,7 @@ class Credentials:
             return self._nobody
         return _Caller(ctx, self._thread if self._trusting and not strict else None)
 
-    def killing_privileges(self, kill: int | bool) -> _WithoutFsetid | _Nobody:
+    def killing_privileges(self, kill: int | bool) -> _WithoutFsetid | Nobody:
         """A context in which writing clears SUID and SGID, where `kill` asks for it."""
         return self._without_fsetid if kill and self._has_fsetid else self._nobody
 
