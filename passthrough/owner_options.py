@@ -65,13 +65,8 @@ OWNER_OPTIONS: tuple[Option, ...] = (
 """For every command that shares a directory."""
 
 
-def check_owners(options: OwnerOptions, *, posix_acl: bool) -> None:
-    """Options about owners that contradict each other, or others; posix_acl: they were asked for. UserError."""
-    if options.mapped and posix_acl:
-        raise UserError(
-            "posix_acl and security_model=mapped-xattr exclude each other: an access list would name real owners",
-            exitcodes.USAGE,
-        )
+def check_owners(options: OwnerOptions) -> None:
+    """Options about owners that contradict each other. UserError names them."""
     _check_table("translate_uid", options.translate_uid)
     _check_table("translate_gid", options.translate_gid)
 

@@ -44,7 +44,7 @@ class ShareOptions(OwnerOptions):
             writeback=self.writeback,
             readdirplus=self.readdirplus,
             xattr=self.xattr,
-            posix_acl=self.posix_acl is not False and not self.mapped,
+            posix_acl=self.posix_acl is not False,
             flock=self.flock,
             posix_lock=self.posix_lock,
             direct_io=self.allow_direct_io,
@@ -139,5 +139,5 @@ def check_share(options: ShareOptions) -> None:
         )
     if options.posix_acl and not options.xattr:
         raise UserError("posix_acl and no_xattr exclude each other: an access list is an xattr", exitcodes.USAGE)
-    check_owners(options, posix_acl=bool(options.posix_acl))
+    check_owners(options)
     check_sandbox(options)

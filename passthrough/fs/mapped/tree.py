@@ -13,7 +13,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from ... import syscalls
 from ...filesystem import failure
@@ -30,12 +30,13 @@ from ...protocol.values import (
     decode_dev,
     encode_dev,
 )
+from .. import acl
 from ..tree import Tree
 from ..tree.inodes import Inode
 from ..tree.names import check_name
 from . import virtual
 from .rights import OwnRights
-from .virtual import RESERVED, Virtual
+from .virtual import Virtual
 
 _FILE_MODE, _DIR_MODE = 0o600, 0o700
 _KINDS = frozenset({stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
@@ -44,11 +45,27 @@ _PATH_MAX = 4096
 _DT_UNKNOWN, _DT_REG = 0, 8
 
 
-class MappedTree(Tree):
+class New(NamedTuple):
+    """What a file is to be that is being made: what clients see, and its access lists."""
+
+    virtual: Virtual
+    access: bytes | None
+    default: bytes | None
+
+
+def _keep_new(fd: int, new: New) -> None:
+    mode, uid, gid, rdev = new.virtual
+    virtual.write(fd, mode=mode, uid=uid, gid=gid, rdev=os.makedev(*rdev) if stat.S_IFMT(mode) in _DEVICES else None)
+    for name, value in ((acl.ACCESS, new.access), (acl.DEFAULT, new.default)):
+        if value is not None:
+            virtual.write_list(fd, name, value)
+
+
+class VirtualOwners(Tree):
     """The whole of it; what is not overridden is the same for real files and virtual ones."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
-        """As a Tree is made; the configuration must have default_permissions, and no posix_acl."""
+        """As a Tree is made; the configuration must have default_permissions."""
         super().__init__(*arguments, **more)
         self.credentials = OwnRights()
         self._changing = threading.Lock()  # a mode is read, changed and written: the three must be one
@@ -118,21 +135,32 @@ class MappedTree(Tree):
 
     # What is made
 
-    def _new(self, ctx: Context, parent: Inode, mode: int, umask: int) -> Virtual:
-        """Owner and mode of a new file; a SGID directory gives its group, and to directories its SGID bit."""
+    def _new(self, ctx: Context, parent: Inode, mode: int, umask: int) -> New:
+        """What a new file is: a SGID directory gives its group, and to directories its SGID bit; a default list takes
+        the place of the umask."""
         if c.FUSE_INVALID_UIDGID in (ctx.uid, ctx.gid):
             raise failure(errno.EOVERFLOW)
-        mode = self.credentials.masked(mode, umask)
+        mode, access, default = self._permitted(parent, mode, umask)
+        gid = ctx.gid
         above = self._now(parent)
-        if not above.mode & stat.S_ISGID:
-            return Virtual(mode, ctx.uid, ctx.gid)
-        return Virtual(mode | (stat.S_ISGID if stat.S_ISDIR(mode) else 0), ctx.uid, above.gid)
+        if above.mode & stat.S_ISGID:
+            gid = above.gid
+            mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
+        return New(Virtual(mode, ctx.uid, gid), access, default)
+
+    def _permitted(self, parent: Inode, mode: int, umask: int) -> tuple[int, bytes | None, bytes | None]:
+        lists = self.config.posix_acl and not stat.S_ISLNK(mode)
+        default = virtual.read_list(self.proc_path(parent), acl.DEFAULT) if lists else None
+        if default is None:
+            return self.credentials.masked(mode, umask), None, None
+        access, mode = acl.inherited(default, mode)
+        return mode, access, default if stat.S_ISDIR(mode) else None
 
     def _made(
         self,
         parent: Inode,
         name: bytes,
-        new: Virtual,
+        new: New,
         make: Callable[[], int],
         fill: Callable[[int], object] = lambda fd: None,
     ) -> int:
@@ -141,12 +169,11 @@ class MappedTree(Tree):
         fd = make()
         try:
             fill(fd)
-            rdev = os.makedev(*new.rdev) if stat.S_IFMT(new.mode) in _DEVICES else None
-            virtual.write(fd, mode=new.mode, uid=new.uid, gid=new.gid, rdev=rdev)
+            _keep_new(fd, new)
         except BaseException:
             os.close(fd)
             if name:
-                (os.rmdir if stat.S_ISDIR(new.mode) else os.unlink)(name, dir_fd=parent.fd)
+                (os.rmdir if stat.S_ISDIR(new.virtual.mode) else os.unlink)(name, dir_fd=parent.fd)
             raise
         return fd
 
@@ -167,7 +194,9 @@ class MappedTree(Tree):
         kind = stat.S_IFMT(mode) or stat.S_IFREG
         if kind not in _KINDS:
             raise failure(errno.EINVAL)
-        new = self._new(ctx, parent, kind | stat.S_IMODE(mode), umask)._replace(rdev=decode_dev(rdev))
+        new = self._new(ctx, parent, kind | stat.S_IMODE(mode), umask)
+        if kind in _DEVICES:
+            new = new._replace(virtual=new.virtual._replace(rdev=decode_dev(rdev)))
         os.close(self._made(parent, name, new, self._file(parent, name)))
         return self.entry(self.find(parent, name, surely_new=True))
 
@@ -243,6 +272,9 @@ class MappedTree(Tree):
         self._special(inode)
         with self._changing:
             self._keep(inode, mode=stat.S_IFMT(self._now(inode).mode) | stat.S_IMODE(mode))
+            access = virtual.read_list(self.proc_path(inode), acl.ACCESS) if self.config.posix_acl else None
+            if access is not None:
+                virtual.write_list(self.proc_path(inode), acl.ACCESS, acl.with_mode(access, mode))
 
     @staticmethod
     def _special(inode: Inode) -> None:
@@ -300,30 +332,6 @@ class MappedTree(Tree):
         if ctx.uid:
             self._kill(self.files.get(fh_out, nodeid_out).inode)
         return super().copy_file_range(ctx, nodeid, fh_in, off_in, nodeid_out, fh_out, off_out, length, flags)
-
-    # Reserved names
-
-    def getxattr(self, ctx: Context, nodeid: int, name: bytes) -> bytes:
-        """ENODATA for what is ours."""
-        if name.startswith(RESERVED):
-            raise failure(errno.ENODATA)
-        return super().getxattr(ctx, nodeid, name)
-
-    def setxattr(self, ctx: Context, nodeid: int, name: bytes, value: bytes, flags: int, setxattr_flags: int) -> None:
-        """EPERM for what is ours."""
-        if name.startswith(RESERVED):
-            raise failure(errno.EPERM)
-        super().setxattr(ctx, nodeid, name, value, flags, setxattr_flags)
-
-    def listxattr(self, ctx: Context, nodeid: int) -> list[bytes]:
-        """Without what is ours."""
-        return [name for name in super().listxattr(ctx, nodeid) if not name.startswith(RESERVED)]
-
-    def removexattr(self, ctx: Context, nodeid: int, name: bytes) -> None:
-        """EPERM for what is ours."""
-        if name.startswith(RESERVED):
-            raise failure(errno.EPERM)
-        super().removexattr(ctx, nodeid, name)
 
     def _open_real(self, inode: Inode, flags: int) -> int:
         self.afford()

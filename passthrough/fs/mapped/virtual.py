@@ -1,7 +1,8 @@
 """Where an inode's virtual owner, mode and device number are kept, in the form of QEMU's 9p (hw/9pfs/9p-local.c).
 
 user.virtfs.uid, .gid and .mode are 32 bits, little-endian; .mode is st_mode with the file type. user.virtfs.rdev is 64
-bits, little-endian, a dev_t as makedev(3) makes it. What is not there, or has another length, is the real file's.
+bits, little-endian, a dev_t as makedev(3) makes it. user.virtfs.system.posix_acl_access and _default are access lists
+as the kernel has them. What is not there, or has another length, is the real file's.
 """
 
 import errno
@@ -72,6 +73,28 @@ def write(
     for name, form, number in ((_UID, _le32, uid), (_GID, _le32, gid), (_MODE, _le32, mode), (_RDEV, _le64, rdev)):
         if number is not None:
             os.setxattr(where, name, form.pack(number))
+
+
+def read_list(path: str, name: bytes) -> bytes | None:
+    """The access list that is kept by this name (system.posix_acl_*), or None."""
+    try:
+        return os.getxattr(path, RESERVED + name)
+    except OSError as error:
+        if error.errno in _NONE_THERE:
+            return None
+        raise
+
+
+def write_list(where: int | str, name: bytes, value: bytes | None) -> None:
+    """Keep it; with None, none is kept any more."""
+    if value is not None:
+        os.setxattr(where, RESERVED + name, value)
+        return
+    try:
+        os.removexattr(where, RESERVED + name)
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
 
 
 def can_hold(fd: int) -> bool:

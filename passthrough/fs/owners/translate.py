@@ -10,8 +10,8 @@ from typing import Any
 
 from ...filesystem import Attr, Context, Dirent, Entry, FileSystem, IoctlReply, Opened, SetAttr, Statx
 from ...protocol import constants as c
+from ..acl import NAMES, translated
 from ..standing import StandingBefore
-from .acl import NAMES, translated
 from .idmap import IdTable, Line
 
 

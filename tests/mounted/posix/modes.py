@@ -6,6 +6,7 @@ a row cannot do stands in `lacks`, with the reason that the skip shows. A furthe
 
 import errno
 import os
+import pwd
 import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -15,19 +16,23 @@ from typing import NamedTuple, TypeVar
 
 import pytest
 
-from ..harness import URING_SWITCH, Harness, wait_until
+from ..harness import URING_SWITCH, Harness, for_other_users, wait_until
 from . import sources
 
 T = TypeVar("T")
 
 
 class Shared(NamedTuple):
-    """A source and where it is shown; daemon is None where none of ours serves, keeper the process outside of it."""
+    """A source and where it is shown; daemon is None where none of ours serves, keeper the process outside of it.
+
+    plain is where directories to compare with are made, unless in the source.
+    """
 
     source: Path
     point: Path
     daemon: int | None
     keeper: int | None = None
+    plain: Path | None = None
 
 
 Enter = Callable[[Harness, "Mode", sources.Place], Shared]
@@ -61,6 +66,20 @@ def _see_that_nothing_was_logged(daemon: int | None) -> None:
     log = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout
     lines = [line for line in log.splitlines() if "type=1326" in line and f" pid={daemon} " in line]
     assert lines == [], f"{len(lines)} system calls are not on the list"
+
+
+def with_virtual_owners(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
+    """By an ordinary user's daemons: what is behind the one is seen through another, which believes nothing for long.
+
+    A file system that believes for no time is as good as the source, but for what the row lacks.
+    """
+    user = pwd.getpwnam("nobody").pw_uid
+    plain = harness.directory("plain")
+    with for_other_users():
+        words = ("allow_other", *mode.options)
+        mount = harness.mount("-o", ",".join(words), source=place.share, user=user)
+        behind = harness.mount("-o", ",".join((*words, "cache=never")), source=place.share, user=user)
+    return Shared(behind.point, mount.point, mount.server, mount.pid, plain)
 
 
 def native(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
@@ -98,6 +117,12 @@ _APPENDS = "fs/fuse/passthrough.c opens the backing file with O_APPEND, and F_SE
 _PASSING = {"append off": _APPENDS}
 _LOCALLY = _ANY | {"shared flock": _LOCAL, "shared posix_lock": _LOCAL}
 _DEFAULT = _LOCALLY | _PASSING
+
+_VIRTUAL = {
+    "trusted": "an ordinary user's daemon has no trusted.*",
+    "file capabilities": "an ordinary user's daemon may not set security.capability",
+    "whiteout": "a whiteout would be a real device in the source: EINVAL",
+}
 
 _GUEST = "PASSTHROUGH_GUEST"
 """Set in a virtual machine to SOURCE:POINT: the list runs over that pair, whoever serves it, and nothing is mounted."""
@@ -151,6 +176,7 @@ _ROWS = (
     Mode("sandbox=chroot", ("sandbox=chroot",), _DEFAULT, core=True),
     Mode("sandbox=landlock", ("sandbox=landlock",), _DEFAULT, core=True),
     Mode("sandbox=none", ("sandbox=none", "seccomp=none"), _DEFAULT, core=True),
+    Mode("mapped-xattr", ("security_model=mapped-xattr",), _LOCALLY | _VIRTUAL, enter=with_virtual_owners),
     Mode("no_xattr", ("no_xattr",), _DEFAULT | {"xattr": _NO_XATTR}),
     *(
         Mode(f"source={name}", (), _DEFAULT | dict(lacks), source=source, core=True)

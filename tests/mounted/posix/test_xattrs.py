@@ -191,7 +191,7 @@ def test_attributes_of_open_and_unlinked_files(tree: Tree) -> None:
         assert os.listxattr(fd) == []
 
 
-@pytest.mark.needs("xattr")
+@pytest.mark.needs("xattr", "file capabilities")
 def test_writing_takes_capabilities(tree: Tree) -> None:
     capability = bytes.fromhex("0000000200040000000000000000000000000000")
 
