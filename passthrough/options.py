@@ -170,6 +170,11 @@ def _check(options: MountOptions) -> None:
     """Options that contradict each other."""
     if options.allow_other and options.allow_root:
         raise UserError("allow_other and allow_root exclude each other: allow_other lets root in too", exitcodes.USAGE)
+    if options.allow_idmap and (options.allow_root or not options.default_permissions):
+        other = "allow_root" if options.allow_root else "no_default_permissions"
+        raise UserError(
+            f"allow_idmap and {other} exclude each other: the kernel does not tell who asks", exitcodes.USAGE
+        )
     if options.writeback and options.passthrough is Choice.ON:
         raise UserError(
             "writeback and passthrough=on exclude each other: the kernel can do one of them", exitcodes.USAGE

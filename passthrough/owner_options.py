@@ -27,6 +27,7 @@ class OwnerOptions(SandboxOptions):
     security_model: SecurityModel = SecurityModel.PASSTHROUGH
     translate_uid: tuple[Line, ...] = ()
     translate_gid: tuple[Line, ...] = ()
+    allow_idmap: bool = False
 
     @property
     def mapped(self) -> bool:
@@ -61,6 +62,13 @@ OWNER_OPTIONS: tuple[Option, ...] = (
         metavar="TYPE:FIRST:TARGET:COUNT",
         many=True,
     ),
+    Option(
+        "allow_idmap",
+        "allow_idmap",
+        "The mount may be idmapped, where the kernel can (6.12); the daemon is then told who asks only where something "
+        "is created.",
+    ),
+    Option("no_allow_idmap", "allow_idmap", value=False),
 )
 """For every command that shares a directory."""
 

@@ -51,6 +51,7 @@ class ShareOptions(OwnerOptions):
             mmap=self.allow_mmap,
             noatime=self.preserve_noatime,
             killpriv=self.killpriv_v2,
+            idmap=self.allow_idmap,
             lenient_owners=self.security_model is SecurityModel.NONE,
         )
 

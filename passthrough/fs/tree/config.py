@@ -51,6 +51,7 @@ class TreeConfig:
     killpriv: bool = True  # SUID and SGID of a changed file are cleared here (FUSE_HANDLE_KILLPRIV_V2, Linux 5.11)
     noatime: bool = False  # a caller's O_NOATIME is for the source's file as well
     submounts: bool = False  # other file systems below the root are announced as such (virtio-fs, Linux 5.10)
+    idmap: bool = False  # the mount may be idmapped (FUSE_ALLOW_IDMAP, Linux 6.12)
     lenient_owners: bool = False  # a change of owner that is not allowed is passed over
     descriptors: int = 0  # how many descriptors clients may pin; 0: what RLIMIT_NOFILE leaves
 

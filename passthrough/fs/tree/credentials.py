@@ -23,6 +23,8 @@ _CANNOT_GO_ON = 4  # exitcodes.BUG
 
 
 _OVERRIDE, _FSETID = 1 << syscalls.CAP_DAC_OVERRIDE, 1 << syscalls.CAP_FSETID
+_CHECKED = 1 << syscalls.CAP_FOWNER | 1 << syscalls.CAP_LINUX_IMMUTABLE
+"""What the kernel that asks has checked itself before it sets a file's flags (fs/file_attr.c)."""
 
 
 class _PerThread(threading.local):
@@ -37,6 +39,7 @@ class _PerThread(threading.local):
         self.itself = syscalls.capabilities()
         self.without_fsetid = syscalls.with_effective(self.itself, ~_FSETID)
         self.override_alone = syscalls.with_effective(self.itself, _OVERRIDE)  # if it was kept at all
+        self.checked = syscalls.with_effective(self.itself, _CHECKED)
 
 
 class Nobody:
@@ -106,6 +109,15 @@ class _WithoutFsetid:
         syscalls.thread_capset(self._thread.itself)
 
 
+class Checked(_WithoutFsetid):
+    """Have no rights but those that the kernel has checked."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        syscalls.thread_capset(self._thread.checked)
+
+
 class Credentials:
     """Who this daemon can be. An ordinary user's daemon can be nobody else, and its files are its own."""
 
@@ -117,15 +129,19 @@ class Credentials:
         self._thread = _PerThread()
         self._nobody = Nobody()
         self._without_fsetid = _WithoutFsetid(self._thread)
+        self._checked = Checked(self._thread)
         self.masks = False  # whether the umask is ours to apply (FUSE_DONT_MASK)
 
-    def caller(self, ctx: Context, *, strict: bool = False) -> _Caller | Nobody:
+    def caller(self, ctx: Context, *, strict: bool = False) -> _Caller | Checked | Nobody:
         """A context in which new files belong to ctx. EOVERFLOW where its ids cannot be expressed here.
 
-        strict leaves the caller no capability, where the decision is to be the source kernel's.
+        strict leaves the caller no capability, where the decision is to be the source kernel's. A kernel that can map
+        ids (FUSE_ALLOW_IDMAP) tells the caller's only where something is created: then, those that it checks itself.
         """
         if not self.privileged or (ctx.uid == 0 and ctx.gid == 0 and not ctx.groups):
             return self._nobody
+        if strict and ctx.uid == FUSE_INVALID_UIDGID:
+            return self._checked
         return _Caller(ctx, self._thread if self._trusting and not strict else None)
 
     def killing_privileges(self, kill: int | bool) -> _WithoutFsetid | Nobody:
