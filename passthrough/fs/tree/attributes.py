@@ -17,6 +17,7 @@ _NO_CHANGE = c.FATTR_FH | c.FATTR_LOCKOWNER | c.FATTR_CTIME
 _TIMES = c.FATTR_ATIME | c.FATTR_MTIME
 _STATX_FLAGS = 0x6000  # AT_STATX_FORCE_SYNC, AT_STATX_DONT_SYNC: what a caller may choose
 _MODE_BITS = 0o7777
+_NOT_ALLOWED = (errno.EPERM, errno.EINVAL)  # the latter for an id that an ordinary user's sandbox does not know
 _KEEP = -1  # chown(2): leave this id
 
 
@@ -61,8 +62,8 @@ class Attributes(TreeBase):
             raise failure(errno.EINVAL)
         try:
             os.chown(str(inode.fd), uid, gid, dir_fd=self.proc)
-        except PermissionError:
-            if not self.config.lenient_owners:
+        except OSError as error:
+            if not self.config.lenient_owners or error.errno not in _NOT_ALLOWED:
                 raise
 
     def _chmod(self, inode: Inode, mode: int) -> None:
