@@ -11,6 +11,7 @@ from . import exitcodes
 from .errors import UserError
 from .fs.tree.config import Choice, ReaddirPlus, TreeConfig
 from .option_rows import MIB, Option, Setting, gather, name_of, one_of, size_in_bytes, threads_number
+from .owner_options import Squash
 from .sandbox_options import SANDBOX_OPTIONS
 from .share_options import SHARE_OPTIONS, ShareOptions, check_share
 
@@ -43,9 +44,13 @@ class MountOptions(ShareOptions):
         """The part that the shared directory is told."""
         return replace(
             ShareOptions.tree(self),
-            passthrough=self.passthrough if not self.writeback and not self.mapped else Choice.OFF,
+            passthrough=self.passthrough if self._can_pass() else Choice.OFF,
             default_permissions=self.default_permissions,
         )
+
+    def _can_pass(self) -> bool:
+        """Whether files may be read and written past the daemon: it would not see who does, nor when."""
+        return not self.writeback and not self.mapped and self.squash is Squash.NONE
 
     def mount_flags(self) -> frozenset[str]:
         """The part that mount(2) is told, as names of transport.mounting.MOUNT_FLAGS."""
@@ -163,6 +168,8 @@ def collect(settings: Iterable[Setting], *, sloppy: bool = False) -> MountOption
     """The options that these settings add up to; sloppy (mount -s) passes over unknown words."""
     options = replace(MountOptions(), **gather(settings, _BY_WORD, "mount", sloppy=sloppy))
     _check(options)
+    if options.squash is Squash.ALL:  # the source decides, by the one user that all are
+        options = replace(options, default_permissions=False)
     return options
 
 
@@ -190,6 +197,13 @@ def _check(options: MountOptions) -> None:
             "security_model=mapped-xattr needs default_permissions: the daemon's own rights know no virtual owners",
             exitcodes.USAGE,
         )
+    if options.squash is not Squash.NONE and options.passthrough is Choice.ON:
+        raise UserError(
+            f"passthrough=on and squash={options.squash.value} exclude each other: the kernel would open files as root",
+            exitcodes.USAGE,
+        )
+    if options.posix_acl and options.squash is Squash.ALL:
+        raise UserError("posix_acl and squash=all exclude each other: the source enforces its own", exitcodes.USAGE)
     if options.posix_acl and not options.default_permissions:
         raise UserError("posix_acl and no_default_permissions exclude each other", exitcodes.USAGE)
     check_share(options)

@@ -8,6 +8,7 @@ from . import exitcodes
 from .errors import UserError
 from .fs.owners.idmap import IdTable, Line, parse_line
 from .option_rows import Option, one_of
+from .protocol.constants import FUSE_INVALID_UIDGID
 from .sandbox_options import SandboxOptions
 
 
@@ -20,6 +21,17 @@ class SecurityModel(Enum):
     NONE = "none"
 
 
+class Squash(Enum):
+    """Who becomes the anonymous user on the source."""
+
+    NONE = "none"
+    ROOT = "root"
+    ALL = "all"
+
+
+_NOBODY = 65534
+
+
 @dataclass(frozen=True, slots=True)
 class OwnerOptions(SandboxOptions):
     """What a command is told about owners."""
@@ -27,12 +39,21 @@ class OwnerOptions(SandboxOptions):
     security_model: SecurityModel = SecurityModel.PASSTHROUGH
     translate_uid: tuple[Line, ...] = ()
     translate_gid: tuple[Line, ...] = ()
+    squash: Squash = Squash.NONE
+    anon_uid: int = _NOBODY
+    anon_gid: int = _NOBODY
     allow_idmap: bool = False
 
     @property
     def mapped(self) -> bool:
         """Whether owners and modes are virtual."""
         return self.security_model is SecurityModel.MAPPED_XATTR
+
+
+def _id(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or len(text) > 10 or not 0 < int(text) < FUSE_INVALID_UIDGID:
+        raise ValueError(f"an id from 1 to {FUSE_INVALID_UIDGID - 1}")
+    return int(text)
 
 
 OWNER_OPTIONS: tuple[Option, ...] = (
@@ -63,6 +84,15 @@ OWNER_OPTIONS: tuple[Option, ...] = (
         many=True,
     ),
     Option(
+        "squash",
+        "squash",
+        "Who has the rights of one ordinary user on the source: none (nobody; the default), root or all.",
+        parse=one_of(Squash),
+        metavar="WHO",
+    ),
+    Option("anon_uid", "anon_uid", "That user; default: 65534.", parse=_id, metavar="UID"),
+    Option("anon_gid", "anon_gid", "That user's group; default: 65534.", parse=_id, metavar="GID"),
+    Option(
         "allow_idmap",
         "allow_idmap",
         "The mount may be idmapped, where the kernel can (6.12); the daemon is then told who asks only where something "
@@ -75,6 +105,12 @@ OWNER_OPTIONS: tuple[Option, ...] = (
 
 def check_owners(options: OwnerOptions) -> None:
     """Options about owners that contradict each other. UserError names them."""
+    if options.mapped and options.squash is not Squash.NONE:
+        raise UserError(
+            f"squash={options.squash.value} and security_model=mapped-xattr exclude each other: all files of the "
+            "source are the daemon's",
+            exitcodes.USAGE,
+        )
     _check_table("translate_uid", options.translate_uid)
     _check_table("translate_gid", options.translate_gid)
 

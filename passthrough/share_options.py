@@ -10,7 +10,7 @@ from . import exitcodes
 from .errors import UserError
 from .fs.tree.config import Cache, ReaddirPlus, TreeConfig
 from .option_rows import Option, seconds
-from .owner_options import OWNER_OPTIONS, OwnerOptions, SecurityModel, check_owners
+from .owner_options import OWNER_OPTIONS, OwnerOptions, SecurityModel, Squash, check_owners
 from .sandbox_options import check_sandbox
 
 
@@ -42,7 +42,8 @@ class ShareOptions(OwnerOptions):
             attr_timeout_ns=self.timeout if self.attr_timeout is None else self.attr_timeout,
             negative_timeout_ns=self.negative_timeout,
             writeback=self.writeback,
-            readdirplus=self.readdirplus,
+            # A listing as the anonymous user takes the right to read the directory, and attributes another one.
+            readdirplus=self.readdirplus if self.squash is Squash.NONE else ReaddirPlus.NO,
             xattr=self.xattr,
             posix_acl=self.posix_acl is not False,
             flock=self.flock,
@@ -51,7 +52,7 @@ class ShareOptions(OwnerOptions):
             mmap=self.allow_mmap,
             noatime=self.preserve_noatime,
             killpriv=self.killpriv_v2,
-            idmap=self.allow_idmap,
+            idmap=self.allow_idmap and self.squash is Squash.NONE,  # who asks must be known
             lenient_owners=self.security_model is SecurityModel.NONE,
         )
 
@@ -140,5 +141,7 @@ def check_share(options: ShareOptions) -> None:
         )
     if options.posix_acl and not options.xattr:
         raise UserError("posix_acl and no_xattr exclude each other: an access list is an xattr", exitcodes.USAGE)
+    if options.squash is not Squash.NONE and options.writeback:
+        raise UserError("squash and writeback exclude each other: who wrote is not known later", exitcodes.USAGE)
     check_owners(options)
     check_sandbox(options)

@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..filesystem import FileSystem
 from ..fs.tree import Choice, Covered
 from ..options import MountOptions
+from ..owner_options import Squash
 from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
 from ..sandbox_options import SandboxMode
 from ..transport import mounting
@@ -166,7 +167,8 @@ def open_source(path: str) -> int:
 def _within_rights(options: MountOptions) -> MountOptions:
     """Leave out what this user may not have, saying so once each."""
     if mounting.may_mount():
-        if not options.default_permissions and (options.allow_other or options.allow_root):
+        rights = not options.default_permissions and options.squash is not Squash.ALL
+        if rights and (options.allow_other or options.allow_root):
             raise UserError(
                 "no_default_permissions with allow_other would give every user root's rights on SRC",
                 exitcodes.USAGE,

@@ -257,3 +257,100 @@ def test_idmaps_need_a_kernel_that_checks(harness: Harness, other: str) -> None:
     said = refusal(run("mount", "-o", f"allow_idmap,{other}", harness.directory(), harness.directory()), 1)
     assert "allow_idmap" in said
     assert other in said
+
+
+# Squashed callers
+
+
+def _others(source: Path) -> None:
+    """Files of root's and of everybody's."""
+    source.chmod(0o777)
+    for name, mode in (("secret", 0o600), ("open", 0o666), ("program", 0o4777)):
+        (source / name).write_bytes(b"content")
+        (source / name).chmod(mode)
+    (source / "closed").mkdir(0o700)
+    (source / "closed" / "inside").touch(0o666)
+    (source / "sticky").mkdir()
+    (source / "sticky").chmod(0o1777)
+    (source / "sticky" / "file").touch()
+
+
+def test_squashed_root_has_the_rights_of_the_anonymous_user(harness: Harness) -> None:
+    mount = harness.mount("-o", "allow_other,squash=root,anon_uid=4001,anon_gid=4002")
+    _others(mount.source)
+    point = mount.point
+    refused: tuple[Callable[[], object], ...] = (
+        (point / "secret").read_bytes,
+        lambda: os.truncate(point / "secret", 0),
+        lambda: (point / "open").chmod(0o777),
+        lambda: os.chown(point / "open", 4001, 4002),
+        lambda: os.utime(point / "secret", (1, 1)),
+        lambda: os.listdir(point / "closed"),
+        (point / "closed" / "inside").read_bytes,
+        (point / "closed" / "new").touch,
+        (point / "sticky" / "file").unlink,
+        lambda: os.rename(point / "sticky" / "file", point / "moved"),
+        lambda: os.setxattr(point / "secret", "user.name", b"x"),
+        lambda: os.mknod(point / "device", stat.S_IFCHR, os.makedev(1, 3)),
+    )
+    for number, act in enumerate(refused):
+        assert attempt(act) in ("EACCES", "EPERM"), number
+    assert (point / "open").read_bytes() == b"content"
+    make_each_kind(point)
+    assert {owner(mount.source / name) for name in _NAMES} == {(4001, 4002)}
+    (point / "file").chmod(0o600)
+    (point / "program").write_bytes(b"other")
+    assert stat.S_IMODE((mount.source / "program").stat().st_mode) == 0o777, "root's write takes SUID as anybody's"
+    (point / "node").unlink()
+    as_user((point / "by another").touch, 1000, 1000)
+    assert owner(mount.source / "by another") == (1000, 1000)
+
+
+def test_all_are_the_anonymous_user(harness: Harness) -> None:
+    mount = harness.mount("-o", "allow_other,squash=all,anon_uid=4001,anon_gid=4002")
+    _others(mount.source)
+    point = mount.point
+    as_user((point / "file").touch, 1000, 1000)
+    as_user(lambda: (point / "file").write_bytes(b"by another"), 2000, 2000)
+    (point / "dir").mkdir(0o700)
+    as_user((point / "dir" / "below").touch, 3000, 3000)
+    assert {owner(mount.source / name) for name in ("file", "dir", "dir/below")} == {(4001, 4002)}
+    for uid in (0, 1000):
+        assert attempt(lambda u=uid: as_user((point / "secret").read_bytes, u, u)) == "EACCES"  # type: ignore[misc]
+        assert attempt(lambda u=uid: as_user(lambda: os.listdir(point / "closed"), u, u)) == "EACCES"  # type: ignore[misc]
+        assert attempt(lambda u=uid: as_user((point / "sticky" / "file").unlink, u, u)) == "EPERM"  # type: ignore[misc]
+        assert attempt(lambda u=uid: as_user(lambda: os.access(point / "secret", os.R_OK), u, u)) is False  # type: ignore[misc]
+        assert attempt(lambda u=uid: as_user(lambda: os.access(point / "open", os.W_OK), u, u)) is True  # type: ignore[misc]
+    as_user((point / "file").unlink, 1000, 1000)
+
+
+def test_a_thread_is_itself_again(harness: Harness) -> None:
+    """The daemon's one thread serves the squashed and the others in turn."""
+    mount = harness.mount("-o", "allow_other,squash=root,threads=1,cache=never")
+    _others(mount.source)
+    os.chown(mount.source / "secret", 1000, 1000)
+    for _ in range(20):
+        assert attempt((mount.point / "secret").read_bytes) == "EACCES"
+        assert as_user((mount.point / "secret").read_bytes, 1000, 1000) == b"content"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("squash=root,writeback", "writeback"),
+        ("squash=all,passthrough=on", "passthrough=on"),
+        ("squash=all,security_model=mapped-xattr", "mapped-xattr"),
+        ("squash=all,posix_acl", "posix_acl"),
+        ("squash=some", "none, root, all"),
+        ("squash=root,anon_uid=0", "from 1"),
+        ("squash=root,anon_gid=4294967295", "to 4294967294"),
+    ],
+)
+def test_what_squashing_excludes(harness: Harness, words: str, named: str) -> None:
+    said = refusal(run("mount", "-o", words, harness.directory(), harness.directory()), 1)
+    assert named in said
+
+
+def test_an_ordinary_user_cannot_squash(harness: Harness, user: int) -> None:
+    said = refusal(run("mount", "-o", "squash=root", harness.directory("s", 0o777), harness.directory(), user=user), 13)
+    assert "needs root" in said

@@ -78,12 +78,22 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((f"{P}.fs",), (f"{P}.fs", *_CORE)),
     ((f"{P}.option_rows",), _ERRORS),
     ((f"{P}.sandbox_options",), (f"{P}.option_rows", f"{P}.fs", *_ERRORS)),
-    ((f"{P}.owner_options",), (f"{P}.option_rows", f"{P}.sandbox_options", f"{P}.fs", *_ERRORS)),
+    ((f"{P}.owner_options",), (f"{P}.option_rows", f"{P}.sandbox_options", f"{P}.fs", f"{P}.protocol", *_ERRORS)),
     (
         (f"{P}.share_options",),
         (f"{P}.option_rows", f"{P}.owner_options", f"{P}.sandbox_options", f"{P}.fs", *_ERRORS),
     ),
-    ((f"{P}.options",), (f"{P}.option_rows", f"{P}.sandbox_options", f"{P}.share_options", f"{P}.fs", *_ERRORS)),
+    (
+        (f"{P}.options",),
+        (
+            f"{P}.option_rows",
+            f"{P}.owner_options",
+            f"{P}.sandbox_options",
+            f"{P}.share_options",
+            f"{P}.fs",
+            *_ERRORS,
+        ),
+    ),
     (
         (f"{P}.export_options",),
         (f"{P}.option_rows", f"{P}.sandbox_options", f"{P}.options", f"{P}.fs", *_ERRORS),
