@@ -69,8 +69,7 @@ OWNER_OPTIONS: tuple[Option, ...] = (
     Option(
         "translate_uid",
         "translate_uid",
-        "Users have other ids here than in the source: guest, host, map, squash-guest, squash-host:FIRST:TARGET:COUNT, "
-        "or forbid-guest:FIRST:COUNT; may be repeated.",
+        "Users have other ids here than in the source, by a line of virtiofsd's kinds; may be repeated.",
         parse=parse_line,
         metavar="TYPE:FIRST:TARGET:COUNT",
         many=True,
