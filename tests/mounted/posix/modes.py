@@ -123,6 +123,8 @@ _VIRTUAL = {
     "file capabilities": "an ordinary user's daemon may not set security.capability",
     "whiteout": "a whiteout would be a real device in the source: EINVAL",
 }
+_UNTOLD = "allow_idmap: the kernel tells who asks only where something is created"
+_UNNAMED = {"who lists": _UNTOLD, "who allocates": _UNTOLD}
 
 _GUEST = "PASSTHROUGH_GUEST"
 """Set in a virtual machine to SOURCE:POINT: the list runs over that pair, whoever serves it, and nothing is mounted."""
@@ -177,6 +179,7 @@ _ROWS = (
     Mode("sandbox=landlock", ("sandbox=landlock",), _DEFAULT, core=True),
     Mode("sandbox=none", ("sandbox=none", "seccomp=none"), _DEFAULT, core=True),
     Mode("mapped-xattr", ("security_model=mapped-xattr",), _LOCALLY | _VIRTUAL, enter=with_virtual_owners),
+    Mode("allow_idmap", ("allow_idmap",), _DEFAULT | _UNNAMED, core=True),
     Mode("no_xattr", ("no_xattr",), _DEFAULT | {"xattr": _NO_XATTR}),
     *(
         Mode(f"source={name}", (), _DEFAULT | dict(lacks), source=source, core=True)
