@@ -5,7 +5,7 @@ import os
 from typing import Any, NoReturn
 
 from ..filesystem import Context, FileSystem, IoctlReply, Opened, failure
-from .standing import StandingBefore
+from .decorator import Decorator
 
 CHANGES = frozenset(
     "setattr symlink mknod mkdir unlink rmdir rename2 link create tmpfile write fallocate copy_file_range setxattr"
@@ -19,7 +19,7 @@ def _refuse(*_: Any) -> NoReturn:
     raise failure(errno.EROFS)
 
 
-class ReadOnly(StandingBefore):
+class ReadOnly(Decorator):
     """Stands before another FileSystem. Reading may still change access times there: that is the host's affair."""
 
     def __init__(self, fs: FileSystem) -> None:

@@ -152,3 +152,23 @@ def test_a_guest_may_idmap_its_mount(uid: int) -> None:
                 with pytest.raises(ReplyError) as refused:
                     guest.make("mknod", _mknod(b"other", stat.S_IFREG))
                 assert refused.value.errno == errno.EOVERFLOW
+
+
+def test_translated_ids_in_an_ordinary_users_sandbox(user: int) -> None:
+    """The daemon is root in a namespace that has one id: the guest's 1000 becomes that one, and others cannot be."""
+    maps = (f"--uid-map=:0:{user}:1:", f"--gid-map=:0:{user}:1:")
+    words = ("--translate-uid=map:1000:0:1", "--translate-gid=map:1000:0:1")
+    with backend(*maps, *words, user=user) as daemon, daemon.front() as front:
+        guest = Guest(front)
+        guest.uid = guest.gid = 1000
+        _, attr = guest.make("mknod", _mknod(b"file", stat.S_IFREG | 0o644))
+        assert _owner(attr) == (stat.S_IFREG | 0o644, 1000, 1000)
+        st = (daemon.shared / "file").stat()
+        assert (st.st_uid, st.st_gid) == (user, user)
+        guest.uid = guest.gid = 5
+        with pytest.raises(ReplyError) as refused:
+            guest.make("mknod", _mknod(b"other", stat.S_IFREG))
+        assert refused.value.errno == errno.EINVAL
+        guest.uid = guest.gid = 1000
+        guest.make("mkdir", s.FUSE_MKDIR_IN.struct.pack(0o755, 0) + b"dir\0")
+        assert sorted(os.listdir(daemon.shared)) == ["dir", "file"]

@@ -207,7 +207,11 @@ class VirtualOwners(Tree):
 
         def make() -> int:
             os.mkdir(name, _DIR_MODE, dir_fd=parent.fd)
-            return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent.fd)
+            try:
+                return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent.fd)
+            except OSError:
+                os.rmdir(name, dir_fd=parent.fd)
+                raise
 
         os.close(self._made(parent, name, new, make))
         return self.entry(self.find(parent, name, surely_new=True))
@@ -255,7 +259,8 @@ class VirtualOwners(Tree):
             needed = _DIR_MODE if stat.S_ISDIR(st.st_mode) else _FILE_MODE
             if st.st_mode & needed == needed:
                 raise
-            os.chmod(str(inode.fd), stat.S_IMODE(st.st_mode) | needed, dir_fd=self.proc)
+            fd = inode.fd
+            os.chmod(str(fd), stat.S_IMODE(st.st_mode) | needed, dir_fd=self.proc)
             virtual.write(path, **fields)
 
     def _chown(self, inode: Inode, attrs: SetAttr) -> None:
@@ -266,7 +271,8 @@ class VirtualOwners(Tree):
         self._special(inode)
         self._keep(inode, uid=uid, gid=gid)
         self._kill(inode)
-        os.chown(str(inode.fd), -1, -1, dir_fd=self.proc)  # file capabilities go, as they do with an owner
+        fd = inode.fd
+        os.chown(str(fd), -1, -1, dir_fd=self.proc)  # file capabilities go, as they do with an owner
 
     def _chmod(self, inode: Inode, mode: int) -> None:
         self._special(inode)
@@ -335,7 +341,8 @@ class VirtualOwners(Tree):
 
     def _open_real(self, inode: Inode, flags: int) -> int:
         self.afford()
-        return os.open(str(inode.fd), flags | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.proc)
+        fd = inode.fd
+        return os.open(str(fd), flags | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.proc)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...filesystem import Buffers, Context, Later
 from ...protocol import constants as c
-from ..standing import StandingBefore
+from ..decorator import Decorator
 from ..tree import Tree
 from ..tree.credentials import Caller, Checked, Credentials, Nobody, PerThread, WithoutFsetid
 
@@ -60,7 +60,7 @@ class SquashingCredentials(Credentials):
         return self._nobody if self._thread.held else super().killing_privileges(kill)
 
 
-class Squashed(StandingBefore):
+class Squashed(Decorator):
     """Stands before a Tree; `everybody`, or root alone, becomes uid and gid. Another group 0 becomes gid as well."""
 
     def __init__(self, tree: Tree, uid: int, gid: int, *, everybody: bool) -> None:

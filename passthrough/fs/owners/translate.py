@@ -11,11 +11,11 @@ from typing import Any
 from ...filesystem import Attr, Context, Dirent, Entry, FileSystem, IoctlReply, Opened, SetAttr, Statx
 from ...protocol import constants as c
 from ..acl import NAMES, translated
-from ..standing import StandingBefore
+from ..decorator import Decorator
 from .idmap import IdTable, Line
 
 
-class Translated(StandingBefore):
+class Translated(Decorator):
     """Stands before another FileSystem. Both tables are as IdTable has them."""
 
     def __init__(self, fs: FileSystem, uids: Sequence[Line], gids: Sequence[Line]) -> None:
