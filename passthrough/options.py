@@ -49,8 +49,8 @@ class MountOptions(ShareOptions):
         )
 
     def _can_pass(self) -> bool:
-        """Whether files may be read and written past the daemon: it would not see who does, nor when."""
-        return not self.writeback and not self.mapped and self.squash is Squash.NONE
+        """Whether files may be read and written past the daemon: it would not see who does."""
+        return not self.writeback and self.squash is Squash.NONE
 
     def mount_flags(self) -> frozenset[str]:
         """The part that mount(2) is told, as names of transport.mounting.MOUNT_FLAGS."""
@@ -185,12 +185,6 @@ def _check(options: MountOptions) -> None:
     if options.writeback and options.passthrough is Choice.ON:
         raise UserError(
             "writeback and passthrough=on exclude each other: the kernel can do one of them", exitcodes.USAGE
-        )
-    if options.mapped and options.passthrough is Choice.ON:
-        raise UserError(
-            "passthrough=on and security_model=mapped-xattr exclude each other: a write past the daemon would not "
-            "clear the SUID and SGID bits that it keeps",
-            exitcodes.USAGE,
         )
     if options.mapped and not options.default_permissions:
         raise UserError(

@@ -245,11 +245,72 @@ def test_a_file_system_without_user_xattrs_is_refused(harness: Harness) -> None:
     assert "user xattrs" in said
 
 
-@pytest.mark.parametrize("words", ["passthrough=on", "no_default_permissions"])
-def test_what_virtual_owners_exclude(harness: Harness, words: str) -> None:
-    said = refusal(run("mount", "-o", f"{_MODEL},{words}", harness.directory(), harness.directory()), 1)
+def test_virtual_owners_need_a_kernel_that_checks(harness: Harness) -> None:
+    said = refusal(run("mount", "-o", f"{_MODEL},no_default_permissions", harness.directory(), harness.directory()), 1)
     assert "mapped-xattr" in said
-    assert words.removeprefix("no_") in said
+    assert "default_permissions" in said
+
+
+# Root's daemon, whose files the kernel may read and write itself
+
+
+@pytest.fixture
+def passing(harness: Harness) -> Mount:
+    """With kernel passthrough, and attributes that are asked for each time."""
+    if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 9):
+        pytest.skip("no kernel passthrough before Linux 6.9")
+    return harness.mount("-o", f"allow_other,{_MODEL},passthrough=on,attr_timeout=0")
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+@pytest.mark.parametrize("mode", [0o4755, 0o2775, 0o6777])
+def test_a_write_past_the_daemon_takes_suid_that_was_set_meanwhile(passing: Mount, mode: int) -> None:
+    file = passing.point / "file"
+    with open(file, "wb", buffering=0) as held:
+        file.chmod(mode)
+        assert _mode(file) == mode
+        held.write(b"x")
+        assert _mode(file) == mode & 0o777
+        file.chmod(mode)
+        assert _mode(file) == mode
+    assert _mode(file) == mode, "nobody has written since"
+    passing.umount()
+    assert os.getxattr(passing.source / "file", "user.virtfs.mode") == struct.pack("<I", stat.S_IFREG | mode)
+    assert _mode(passing.source / "file") == 0o600
+
+
+def test_a_file_that_is_read_past_the_daemon_is_written_so(passing: Mount) -> None:
+    file = passing.point / "file"
+    file.write_bytes(b"0123456789")
+    file.chmod(0o755)
+    with open(file, "rb", buffering=0) as reader:
+        file.chmod(0o4755)
+        with open(file, "r+b", buffering=0) as writer:
+            assert _mode(file) == 0o4755
+            writer.write(b"x")
+        assert _mode(file) == 0o755
+        assert reader.read(2) == b"x1"
+        file.chmod(0o4711)
+        file.chmod(0o711)
+        assert _mode(file) == 0o711
+    assert _mode(passing.source / "file") == 0o600
+
+
+def test_many_open_and_change_modes_at_once(passing: Mount) -> None:
+    """Whatever the order: what was written after the last chmod has no SUID, and nothing real is left of it."""
+    file = passing.point / "file"
+    file.touch()
+    children = [
+        subprocess.Popen(["sh", "-c", f"for i in $(seq 50); do {what}; done"], cwd=passing.point)
+        for what in ("echo x >>file", "chmod 4755 file; chmod 755 file", "cat file >/dev/null")
+    ]
+    assert [child.wait(60) for child in children] == [0, 0, 0]
+    assert _mode(file) == 0o755
+    passing.umount()
+    assert _mode(passing.source / "file") == 0o600
 
 
 def test_none_passes_over_a_change_of_owner_that_is_not_allowed(harness: Harness, user: int) -> None:

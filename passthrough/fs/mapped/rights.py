@@ -11,10 +11,6 @@ class OwnRights(Credentials):
         """The daemon itself; strict, with no right but those that the kernel has checked."""
         return self._checked if strict and self.privileged else self._nobody
 
-    def killing_privileges(self, kill: int | bool) -> Nobody:
-        """The real file has no SUID or SGID to be cleared."""
-        return self._nobody
-
     def masked(self, mode: int, umask: int) -> int:
         """The umask is applied here: the mode is kept, not created with."""
         return mode & ~umask if self.masks else mode

@@ -61,6 +61,13 @@ def _keep_new(fd: int, new: New) -> None:
             virtual.write_list(fd, name, value)
 
 
+def taken_by_writing(mode: int) -> int:
+    """Which of SUID and SGID a change of the data takes from a file of this mode (setattr_should_drop_suidgid)."""
+    if stat.S_ISDIR(mode):
+        return 0
+    return mode & (stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+
+
 class VirtualOwners(Tree):
     """The whole of it; what is not overridden is the same for real files and virtual ones."""
 
@@ -69,6 +76,10 @@ class VirtualOwners(Tree):
         super().__init__(*arguments, **more)
         self.credentials = OwnRights()
         self._changing = threading.Lock()  # a mode is read, changed and written: the three must be one
+        self._begin()
+
+    def _begin(self) -> None:
+        """For what a subclass remembers."""
 
     # What is shown
 
@@ -292,8 +303,8 @@ class VirtualOwners(Tree):
         """Clear SUID, and SGID where it is not the sign of mandatory locks, as a change of the file's data does."""
         with self._changing:
             mode = self._now(inode).mode
-            lost = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
-            if mode & lost and not stat.S_ISDIR(mode):
+            lost = taken_by_writing(mode)
+            if lost:
                 self._keep(inode, mode=mode & ~lost)
 
     def _truncate(self, inode: Inode, handle: Any, size: int, kill: int) -> None:

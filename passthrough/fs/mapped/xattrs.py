@@ -13,11 +13,11 @@ from ...protocol.values import Context
 from .. import acl
 from ..tree.inodes import Inode
 from . import virtual
-from .tree import VirtualOwners
+from .passing import Passing
 from .virtual import RESERVED
 
 
-class MappedTree(VirtualOwners):
+class MappedTree(Passing):
     """A shared directory with virtual owners: the whole of it."""
 
     def getxattr(self, ctx: Context, nodeid: int, name: bytes) -> bytes:
@@ -39,8 +39,8 @@ class MappedTree(VirtualOwners):
         inode = self._asked(nodeid, name)
         self._set_list(inode, name, None if acl.is_empty(value) else value)
         if setxattr_flags & c.FUSE_SETXATTR_ACL_KILL_SGID:
-            mode = self._now(inode).mode
-            self._keep(inode, mode=mode & ~stat.S_ISGID)
+            with self._changing:
+                self._keep(inode, mode=self._now(inode).mode & ~stat.S_ISGID)
 
     def listxattr(self, ctx: Context, nodeid: int) -> list[bytes]:
         """Without what is ours."""

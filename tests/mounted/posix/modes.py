@@ -73,13 +73,20 @@ def with_virtual_owners(harness: Harness, mode: "Mode", place: sources.Place) ->
 
     A file system that believes for no time is as good as the source, but for what the row lacks.
     """
-    user = pwd.getpwnam("nobody").pw_uid
-    plain = harness.directory("plain")
     with for_other_users():
-        words = ("allow_other", *mode.options)
-        mount = harness.mount("-o", ",".join(words), source=place.share, user=user)
-        behind = harness.mount("-o", ",".join((*words, "cache=never")), source=place.share, user=user)
-    return Shared(behind.point, mount.point, mount.server, mount.pid, plain)
+        return _seen_twice(harness, mode, place, pwd.getpwnam("nobody").pw_uid)
+
+
+def with_virtual_owners_by_root(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
+    """The same by root's daemons, so with kernel passthrough."""
+    return _seen_twice(harness, mode, place, None)
+
+
+def _seen_twice(harness: Harness, mode: "Mode", place: sources.Place, user: int | None) -> Shared:
+    words = ("allow_other", *mode.options)
+    mount = harness.mount("-o", ",".join(words), source=place.share, user=user)
+    behind = harness.mount("-o", ",".join((*words, "cache=never")), source=place.share, user=user)
+    return Shared(behind.point, mount.point, mount.server, mount.pid, harness.directory("plain"))
 
 
 def native(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
@@ -179,6 +186,13 @@ _ROWS = (
     Mode("sandbox=landlock", ("sandbox=landlock",), _DEFAULT, core=True),
     Mode("sandbox=none", ("sandbox=none", "seccomp=none"), _DEFAULT, core=True),
     Mode("mapped-xattr", ("security_model=mapped-xattr",), _LOCALLY | _VIRTUAL, enter=with_virtual_owners),
+    Mode(
+        "mapped-xattr by root",
+        ("security_model=mapped-xattr",),
+        _DEFAULT | {"whiteout": _VIRTUAL["whiteout"]},
+        enter=with_virtual_owners_by_root,
+        core=True,
+    ),
     Mode("allow_idmap", ("allow_idmap",), _DEFAULT | _UNNAMED, core=True),
     Mode("no_xattr", ("no_xattr",), _DEFAULT | {"xattr": _NO_XATTR}),
     *(
