@@ -17,8 +17,8 @@ class Context:
     unique is the request's id; uid, gid and pid are the caller's in the daemon's namespaces (0 for requests that the
     kernel makes by itself, such as writeback); groups holds the one supplementary group that a creating request may
     bring (FUSE_CREATE_SUPP_GROUP, Linux 6.3), or None where the kernel sent no extension.
-    uid and gid are FUSE_INVALID_UIDGID where the kernel does not tell: with FUSE_ALLOW_IDMAP (Linux 6.12) for all requests
-    but those that create something.
+    uid and gid are FUSE_INVALID_UIDGID where the kernel does not tell: with FUSE_ALLOW_IDMAP (Linux 6.12) in all
+    requests but those that create something.
     interrupted becomes true when the caller gave up (FUSE_INTERRUPT): a method that waits must then raise EINTR.
     """
 
