@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 
 from . import exitcodes
 from .errors import UserError
+from .fs.capability import CAPABILITY
 from .fs.tree.config import Choice, ReaddirPlus, TreeConfig
 from .option_rows import MIB, Option, Setting, gather, name_of, one_of, size_in_bytes, threads_number
 from .owner_options import Squash
 from .sandbox_options import SANDBOX_OPTIONS
-from .share_options import SHARE_OPTIONS, ShareOptions, check_share
+from .share_options import SHARE_OPTIONS, ShareOptions, Writeout, check_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,21 @@ class MountOptions(ShareOptions):
         """The part that the shared directory is told."""
         return replace(
             ShareOptions.tree(self),
-            passthrough=self.passthrough if self._can_pass() else Choice.OFF,
+            passthrough=self.passthrough if self.seen_by_daemon() is None else Choice.OFF,
             default_permissions=self.default_permissions,
         )
 
-    def _can_pass(self) -> bool:
-        """Whether files may be read and written past the daemon: it would not see who does."""
-        return not self.writeback and self.squash is Squash.NONE
+    def seen_by_daemon(self) -> str | None:
+        """The option for which the daemon must see each write, so that the kernel cannot do them alone."""
+        if self.writeback:
+            return "writeback"
+        if self.squash is not Squash.NONE:
+            return f"squash={self.squash.value}"
+        if self.writeout is Writeout.IMMEDIATE:
+            return "writeout=immediate"
+        if self.xattrmap is not None and self.xattrmap.renamed(CAPABILITY) is not None:
+            return "an xattrmap that renames security.capability"
+        return None
 
     def mount_flags(self) -> frozenset[str]:
         """The part that mount(2) is told, as names of transport.mounting.MOUNT_FLAGS."""
@@ -191,13 +200,12 @@ def _check(options: MountOptions) -> None:
             "security_model=mapped-xattr needs default_permissions: the daemon's own rights know no virtual owners",
             exitcodes.USAGE,
         )
-    if options.squash is not Squash.NONE and options.passthrough is Choice.ON:
-        raise UserError(
-            f"passthrough=on and squash={options.squash.value} exclude each other: the kernel would open files as root",
-            exitcodes.USAGE,
-        )
     if options.posix_acl and options.squash is Squash.ALL:
         raise UserError("posix_acl and squash=all exclude each other: the source enforces its own", exitcodes.USAGE)
+    if options.passthrough is Choice.ON and (what := options.seen_by_daemon()):
+        raise UserError(
+            f"{what} and passthrough=on exclude each other: the daemon must see each write", exitcodes.USAGE
+        )
     if options.posix_acl and not options.default_permissions:
         raise UserError("posix_acl and no_default_permissions exclude each other", exitcodes.USAGE)
     check_share(options)

@@ -1,22 +1,32 @@
 """The file system of a share: the tree, and what the options put before it; the same behind every door.
 
 From the source to the client: the tree (with real or virtual owners), then squashed callers, then translated ids, then
-no changes.
+other names of attributes, then labels, then no changes.
 """
 
 import os
+from dataclasses import replace
 
 import sandbox
 
 from .. import exitcodes
 from ..errors import UserError
 from ..filesystem import FileSystem
+from ..fs.capability import CAPABILITY, ClearedCapability
+from ..fs.labels import SecurityLabels
 from ..fs.mapped import MappedTree, can_hold
 from ..fs.owners.squash import Squashed
 from ..fs.owners.translate import Translated
 from ..fs.readonly import ReadOnly
-from ..fs.tree import Covered, Tree, TreeConfig
+from ..fs.renamed import RenamedXattrs
+from ..fs.tree import Covered, Tree
 from ..owner_options import OwnerOptions, Squash
+from ..protocol import constants as c
+from ..share_options import ShareOptions
+
+ACCESS_LISTS = c.FUSE_POSIX_ACL | c.FUSE_DONT_MASK | c.FUSE_SETXATTR_EXT
+"""What a kernel must have for access lists: their check, a umask that a default list overrides, and SGID that a list
+may cost."""
 
 
 def check_source(fd: int, path: str, options: OwnerOptions) -> None:
@@ -36,19 +46,42 @@ def check_source(fd: int, path: str, options: OwnerOptions) -> None:
 
 def file_system(
     fd: int,
-    config: TreeConfig,
+    options: ShareOptions,
     inside: sandbox.Inside,
-    owners: OwnerOptions,
     *,
     readonly: bool = False,
     covered: Covered | None = None,
+    descriptors: int = 0,
 ) -> FileSystem:
-    """What serves the directory, or the single file, that fd (O_PATH, taken over) is open on, in this sandbox."""
-    kind = MappedTree if owners.mapped else Tree
+    """What serves the directory, or the single file, that fd (O_PATH, taken over) is open on, in this sandbox.
+
+    descriptors: how many the clients may pin; 0: what the limit leaves.
+    """
+    config = replace(options.tree(), descriptors=descriptors)
+    kind = MappedTree if options.mapped else Tree
     tree = kind(fd, config, covered, inside.proc if inside.root >= 0 else None)
+    return before(owned(tree, options), options, readonly=readonly)
+
+
+def owned(tree: Tree, options: OwnerOptions) -> FileSystem:
+    """What the options about owners put before the tree."""
     fs: FileSystem = tree
-    if owners.squash is not Squash.NONE:
-        fs = Squashed(tree, owners.anon_uid, owners.anon_gid, everybody=owners.squash is Squash.ALL)
-    if owners.translate_uid or owners.translate_gid:
-        fs = Translated(fs, owners.translate_uid, owners.translate_gid)
+    if options.squash is not Squash.NONE:
+        fs = Squashed(tree, options.anon_uid, options.anon_gid, everybody=options.squash is Squash.ALL)
+    if options.translate_uid or options.translate_gid:
+        fs = Translated(fs, options.translate_uid, options.translate_gid)
+    return fs
+
+
+def before(fs: FileSystem, options: ShareOptions, *, readonly: bool = False) -> FileSystem:
+    """What the options put before a file system: nearest to it what knows the host's names of attributes."""
+    if options.posix_acl:
+        fs.required |= ACCESS_LISTS
+    if options.xattrmap is not None:
+        capability = options.xattrmap.renamed(CAPABILITY)
+        if capability is not None:
+            fs = ClearedCapability(fs, capability)
+        fs = RenamedXattrs(fs, options.xattrmap)
+    if options.security_label:
+        fs = SecurityLabels(fs)
     return ReadOnly(fs) if readonly else fs

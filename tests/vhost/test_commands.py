@@ -87,11 +87,11 @@ def test_every_option_is_accepted_or_refused_with_its_reason(row: virtiofsd.Row)
         base = ["--shared-dir=/"]
     if row.field == "socket_group":
         base = ["--shared-dir=/", "--socket-path=/run/s"]
-    values |= {"ACTION": "kill", "CAPS": "+sys_admin", "MAP": ":0:0:1:"}
+    values |= {"RULES": "selinux", "ACTION": "kill", "CAPS": "+sys_admin", "MAP": ":0:0:1:"}
     if row.field == "sandbox":
         values["MODE"] = "chroot"
     if row.many:
-        values["MAP"] = ":0:1000:1:"
+        values["MAP"] = ":0:1000:1:" if row.word.endswith("-map") else "map:0:1000:1"
     given = row.word + (f"={values.get(row.metavar, 'x')}" if row.metavar else "")
     words = [*base, *given.split(" ", 1)]
     if row.refused:
