@@ -334,6 +334,24 @@ def test_translated_ids_over_virtual_ones(harness: Harness, user: int) -> None:
     assert os.getxattr(mount.source / "file", "user.virtfs.uid") == struct.pack("<I", 1000)
 
 
+def test_an_xattrmap_keeps_capabilities_and_leads_to_no_reserved_name(harness: Harness, user: int) -> None:
+    rules = ":prefix:all:security.capability:user.guest.: :prefix:client:user.way.:user.virtfs.: :ok:all:::"
+    with for_other_users():
+        mount = harness.mount("-o", f"allow_other,{_MODEL},xattrmap={rules}", user=user)
+    file = mount.point / "file"
+    file.write_bytes(b"x")
+    capability = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
+    os.setxattr(file, "security.capability", capability)
+    assert os.getxattr(file, "security.capability") == capability
+    for name in ("user.virtfs.uid", "user.virtfs.mode"):
+        assert attempt(lambda n=name: os.getxattr(file, n)) == "ENODATA"  # type: ignore[misc]
+        assert attempt(lambda n=name: os.setxattr(file, n, b"\0\0\0\0")) == "EPERM"  # type: ignore[misc]
+    for name in ("user.way.x",):
+        assert attempt(lambda n=name: os.setxattr(file, n, b"\0\0\0\0")) == "EPERM"  # type: ignore[misc]
+    file.write_bytes(b"changed")
+    assert attempt(lambda: os.getxattr(file, "security.capability")) == "ENODATA"
+
+
 def test_an_archive_of_the_mount_has_the_devices(mount: Mount, harness: Harness) -> None:
     os.mknod(mount.point / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
     (mount.point / "link").symlink_to("null")

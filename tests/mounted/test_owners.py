@@ -333,6 +333,8 @@ def test_a_thread_is_itself_again(harness: Harness) -> None:
     ("words", "named"),
     [
         ("squash=root,writeback", "writeback"),
+        ("squash=root,xattrmap=overlay", "xattrmap"),
+        ("squash=all,security_label", "security_label"),
         ("squash=all,passthrough=on", "passthrough=on"),
         ("squash=all,security_model=mapped-xattr", "mapped-xattr"),
         ("squash=all,posix_acl", "posix_acl"),

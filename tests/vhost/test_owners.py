@@ -27,8 +27,10 @@ class Guest(Client):
         super().__init__(front)
         self.init(INIT_FLAGS | c.FUSE_DONT_MASK)
 
-    def header(self, name: str, nodeid: int, size: int, *, uid: int = 0, gid: int = 0) -> tuple[int, bytes]:
-        return super().header(name, nodeid, size, uid=self.uid, gid=self.gid)
+    def header(
+        self, name: str, nodeid: int, size: int, *, uid: int = 0, gid: int = 0, extensions: int = 0
+    ) -> tuple[int, bytes]:
+        return super().header(name, nodeid, size, uid=self.uid, gid=self.gid, extensions=extensions)
 
     def make(self, name: str, args: bytes) -> tuple[int, dict[str, int]]:
         """A request below the root that answers an entry: its nodeid and attributes."""
