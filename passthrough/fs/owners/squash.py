@@ -22,6 +22,12 @@ _AS_THE_CALLER = (
 """What the source's kernel decides about; the rest works on what is open already, or tells no secret."""
 
 
+_UNSEEN = (
+    c.FUSE_PASSTHROUGH | c.FUSE_WRITEBACK_CACHE | c.FUSE_ALLOW_IDMAP | c.FUSE_DO_READDIRPLUS | c.FUSE_READDIRPLUS_AUTO
+)
+"""With these the daemon does not see who opens, writes, asks or looks a name up."""
+
+
 class _Held(Caller):
     """Be the anonymous user for a whole request: what would change or raise this thread's rights within it does not."""
 
@@ -65,6 +71,8 @@ class Squashed(Decorator):
 
     def __init__(self, tree: Tree, uid: int, gid: int, *, everybody: bool) -> None:
         super().__init__(tree)
+        self.flags = tree.flags & ~_UNSEEN
+        self.required = tree.required & ~_UNSEEN
         self._uid, self._gid, self._everybody = uid, gid, everybody
         self._credentials = SquashingCredentials(trusting=tree.config.default_permissions)
         tree.credentials = self._credentials
