@@ -74,13 +74,14 @@ install:
 	$(call install_missing,$(RUN_PACKAGES))
 	@[ -x $(LIBDIR)/bin/python ] || $(PYTHON) -m venv --system-site-packages $(LIBDIR)
 	@$(LIBDIR)/bin/pip -qq install --no-build-isolation --no-deps --force-reinstall .
-	@install -d $(PREFIX)/bin $(PREFIX)/share/man/man1 $(PREFIX)/share/man/man7
+	@install -d $(PREFIX)/bin $(PREFIX)/share/man/man1 $(PREFIX)/share/man/man3 $(PREFIX)/share/man/man7
 	@ln -sf $(LIBDIR)/bin/passthrough $(PREFIX)/bin/passthrough
 	@ln -sf $(LIBDIR)/bin/mount.fuse.passthrough $(SBINDIR)/mount.fuse.passthrough
 	@ln -sf $(LIBDIR)/bin/passthrough-virtiofsd $(PREFIX)/bin/passthrough-virtiofsd
 	@install -d $(PREFIX)/share/qemu/vhost-user
 	@sed 's,/usr/local,$(PREFIX),' share/50-passthrough.json >$(PREFIX)/share/qemu/vhost-user/50-passthrough.json
 	@install -m 644 man/*.1 $(PREFIX)/share/man/man1/
+	@install -m 644 man/*.3 $(PREFIX)/share/man/man3/
 	@install -m 644 man/*.7 $(PREFIX)/share/man/man7/
 	@rm -rf build
 	@echo "installed: $(PREFIX)/bin/passthrough, $(SBINDIR)/mount.fuse.passthrough, the man pages"
@@ -89,6 +90,7 @@ uninstall:
 	@rm -rf $(LIBDIR) $(PREFIX)/bin/passthrough $(PREFIX)/bin/passthrough-virtiofsd $(SBINDIR)/mount.fuse.passthrough \
 		$(PREFIX)/share/qemu/vhost-user/50-passthrough.json
 	@for page in man/*.1; do rm -f $(PREFIX)/share/man/man1/$$(basename $$page); done
+	@for page in man/*.3; do rm -f $(PREFIX)/share/man/man3/$$(basename $$page); done
 	@for page in man/*.7; do rm -f $(PREFIX)/share/man/man7/$$(basename $$page); done
 
 clean:

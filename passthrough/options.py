@@ -176,14 +176,14 @@ _BY_WORD = {option.word: option for option in OPTIONS}
 def collect(settings: Iterable[Setting], *, sloppy: bool = False) -> MountOptions:
     """The options that these settings add up to; sloppy (mount -s) passes over unknown words."""
     options = replace(MountOptions(), **gather(settings, _BY_WORD, "mount", sloppy=sloppy))
-    _check(options)
+    check(options)
     if options.squash is Squash.ALL:  # the source decides, by the one user that all are
         options = replace(options, default_permissions=False)
     return options
 
 
-def _check(options: MountOptions) -> None:
-    """Options that contradict each other."""
+def check(options: MountOptions) -> None:
+    """Options that contradict each other. UserError names them."""
     if options.allow_other and options.allow_root:
         raise UserError("allow_other and allow_root exclude each other: allow_other lets root in too", exitcodes.USAGE)
     if options.allow_idmap and (options.allow_root or not options.default_permissions):

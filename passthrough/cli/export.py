@@ -12,13 +12,14 @@ from ..fs.image import BlockSource, Image, ImageError, Reach, open_image, reach
 from ..fs.image.blkdev import IOCTLS
 from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
 from ..sandbox_options import SandboxMode
+from ..sessions import Settings, uring_flags
 from ..transport import mounting
 from . import background, confine
 from .channel import Channel
-from .door import MountDoor, see_that_it_answers
+from .door import MountDoor
 from .keeper import Daemon, keep
 from .mount import user_allow_other
-from .serving import Service, Settings, open_descriptors, tame_collector, uring_flags
+from .serving import Service, open_descriptors, tame_collector
 
 _ROOTED = (SandboxMode.NAMESPACE, SandboxMode.CHROOT)
 
@@ -56,7 +57,7 @@ def run(image: str, file: str, options: ExportOptions, *, foreground: bool) -> i
     if stays:
         return begin(lambda: None)
     background.start(begin)
-    see_that_it_answers(real)
+    mounting.see_that_it_answers(real)
     return exitcodes.OK
 
 

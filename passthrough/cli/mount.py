@@ -17,12 +17,13 @@ from ..options import MountOptions
 from ..owner_options import Squash
 from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
 from ..sandbox_options import SandboxMode
+from ..sessions import Settings, request_of, settings_of
 from ..transport import mounting
 from . import background, confine
 from .channel import Channel
-from .door import MountDoor, see_that_it_answers
+from .door import MountDoor
 from .keeper import Daemon, keep
-from .serving import Service, Settings, tame_collector, uring_flags
+from .serving import Service, tame_collector
 from .share import check_source, file_system
 
 _log = logging.getLogger(__name__)
@@ -40,16 +41,7 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     options = _within_rights(options)
     stays = foreground or options.debug
     log.to_stderr(debug=options.debug)
-    flags, required = uring_flags(options.io_uring)
-    settings = Settings(
-        threads=options.threads,
-        max_write=options.max_write,
-        max_read=options.max_read,
-        flags=flags,
-        required=required,
-        owner=os.getuid() if options.allow_root else None,
-        debug=options.debug,
-    )
+    settings = settings_of(options)
     share = Share(source_fd, os.path.realpath(source), real, options)
     if options.sandbox_explain:
         prepare = f"make the mount on {real} in the caller's mount namespace, and take its device over"
@@ -58,7 +50,8 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     confine.warn(options)
     if (what := options.seen_by_daemon()) and options.passthrough is Choice.AUTO:
         _log.info("with %s the kernel does not read and write the files itself: passthrough=off", what)
-    door = MountDoor(_request(source, real, options), source=os.path.abspath(source), threads=options.threads)
+    path = os.path.abspath(source)
+    door = MountDoor(request_of(options, real, path), source=path, threads=options.threads)
 
     def begin(ready: background.Ready) -> int:
         confine.preload()
@@ -69,7 +62,7 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     if stays:
         return begin(lambda: None)
     background.start(begin)
-    see_that_it_answers(real)
+    mounting.see_that_it_answers(real)
     return exitcodes.OK
 
 
@@ -197,16 +190,3 @@ def user_allow_other() -> bool:
             return any(line.partition("#")[0].strip() == "user_allow_other" for line in lines)
     except OSError:
         return False
-
-
-def _request(source: str, mountpoint: str, options: MountOptions) -> mounting.MountRequest:
-    return mounting.MountRequest(
-        mountpoint=mountpoint,
-        fsname=options.fsname or os.path.abspath(source),
-        subtype=options.subtype,
-        flags=options.mount_flags(),
-        allow_other=options.allow_other or options.allow_root,
-        owner_only=options.allow_root,
-        default_permissions=options.default_permissions,
-        max_read=options.max_read,
-    )

@@ -13,8 +13,8 @@ from ..fs.tree import ReaddirPlus, TreeConfig
 from ..option_rows import Option
 from ..sandbox_options import SANDBOX_OPTIONS
 from ..share_options import SHARE_OPTIONS, ShareOptions, check_share
+from ..transport.vhost.device import TAG_SIZE, is_tag
 
-TAG_LIMIT = 36
 LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 _NR_OPEN = "/proc/sys/fs/nr_open"
 
@@ -73,7 +73,7 @@ _OWN_SHARE_OPTIONS: tuple[Option, ...] = (
 
 def parse_tag(text: str) -> str:
     """A tag: bytes that a guest can be told."""
-    if not 1 <= len(text.encode(errors="surrogateescape")) <= TAG_LIMIT or not text.isprintable():
+    if not is_tag(text):
         raise ValueError
     return text
 
@@ -108,7 +108,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     value("--socket-path", "PATH", str, "listen on this UNIX socket, for one front end after the other")
     value("--socket-group", "GROUP", str, "let this group connect too")
     value("--fd", "N", number_in(0, 1 << 20), "use a socket that listens already, instead of --socket-path")
-    value("--tag", "NAME", parse_tag, f"tell the guest this tag (1 to {TAG_LIMIT} bytes); else the front end does")
+    value("--tag", "NAME", parse_tag, f"tell the guest this tag (1 to {TAG_SIZE} bytes); else the front end does")
     value("--num-request-queues", "N", number_in(1, 255), "with --tag, how many request queues to ask for; default: 1")
     _switch(parser, "once", "end when the first front end has gone")
     value(
@@ -188,7 +188,7 @@ def _value_adder(parser: argparse.ArgumentParser) -> Callable[[str, str, Callabl
 
 
 _TAKES = {
-    "--tag": f"a name of 1 to {TAG_LIMIT} bytes",
+    "--tag": f"a name of 1 to {TAG_SIZE} bytes",
     "--log-level": ", ".join(LEVELS),
     "--num-request-queues": "a number from 1 to 255",
     "--thread-pool-size": "a number from 0 to 256",

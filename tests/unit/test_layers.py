@@ -98,11 +98,22 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         (f"{P}.export_options",),
         (f"{P}.option_rows", f"{P}.sandbox_options", f"{P}.options", f"{P}.fs", *_ERRORS),
     ),
+    ((f"{P}.sessions",), (f"{P}.transport", f"{P}.options", f"{P}.fs.choice", *_SERVER, *_CORE, *_ERRORS)),
+    (
+        (f"{P}.api",),
+        (
+            *(
+                f"{P}.{name}"
+                for name in ("api", "sessions", "options", "option_rows", "share_options", "fs", "transport")
+            ),
+            *(*_SERVER, *_CORE, *_ERRORS),
+        ),
+    ),
     ((f"{P}.doctor",), (f"{P}.transport", *_CORE, *_ERRORS)),
     (("sandbox",), ("sandbox",)),
     ((f"{P}.cli",), (P, "sandbox")),
     ((f"{P}.__main__",), (f"{P}.cli",)),
-    ((P,), ()),
+    ((P,), (f"{P}.api", f"{P}.fs", f"{P}.waiting", *_CORE, *_ERRORS)),  # by name, and when one is asked for
 )
 """(modules, what they may import of ours); the first row that fits a module counts. A new folder needs a row."""
 

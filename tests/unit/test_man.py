@@ -23,7 +23,7 @@ from sandbox import capabilities, seccomp
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("mount", "umount", "export", "serve", "doctor")
 PAGES = sorted((ROOT / "man").glob("*.1"))
-ALL_PAGES = [*PAGES, *sorted((ROOT / "man").glob("*.7"))]
+ALL_PAGES = [*PAGES, *sorted((ROOT / "man").glob("*.3")), *sorted((ROOT / "man").glob("*.7"))]
 _WORDS = {option.word for option in OPTIONS}
 
 

@@ -9,6 +9,7 @@ import os
 import pwd
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import NamedTuple, TypeVar
 
 import pytest
 
-from ..harness import URING_SWITCH, Harness, for_other_users, wait_until
+from ..harness import ROOT, TIMEOUT_S, URING_SWITCH, Harness, for_other_users, is_mounted, wait_until
 from . import sources
 
 T = TypeVar("T")
@@ -89,6 +90,33 @@ def _seen_twice(harness: Harness, mode: "Mode", place: sources.Place, user: int 
     return Shared(behind.point, mount.point, mount.server, mount.pid, harness.directory("plain"))
 
 
+_PROGRAM = """
+import sys
+from passthrough import Tree, mount
+mount(Tree(sys.argv[1]), sys.argv[2], allow_other=True).run()
+"""
+
+
+def by_program(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
+    """By a program that mounts for itself (passthrough.mount)."""
+    point = place.point or harness.directory("mount")
+    process = subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, place.share, point],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def end() -> None:
+        process.terminate()
+        assert process.communicate(timeout=TIMEOUT_S)[1] == ""
+        assert process.returncode == 0
+
+    harness.cleanups.append(end)
+    wait_until(lambda: process.poll() is not None or is_mounted(point), "the program has mounted")
+    return Shared(place.source, point, process.pid)
+
+
 def native(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
     """Not at all: the list must hold for the plain directory."""
     return Shared(place.source, place.source, None)
@@ -132,6 +160,7 @@ _COLLECTED = _LOCALLY | {
 _MAP = "xattrmap=:ok:all:system.posix_acl_:system.posix_acl_: :prefix:all::user.guest.: :bad:all:::"
 _RENAMES = "the map gives attributes other names, of the namespace user, which symlinks cannot have"
 _DEFAULT = _LOCALLY | _PASSING
+_PROGRAMS = {"collapse": _FALLOCATE, "shared flock": _LOCAL, "shared posix_lock": _LOCAL}
 
 _VIRTUAL = {
     "trusted": "an ordinary user's daemon has no trusted.*",
@@ -196,6 +225,7 @@ _ROWS = (
         core=True,
     ),
     Mode("allow_idmap", ("allow_idmap",), _DEFAULT | _UNNAMED, core=True),
+    Mode("a program's own", (), _PASSING | _PROGRAMS, enter=by_program, core=True),
     Mode("xattrmap", (_MAP,), _LOCALLY | {"names": _RENAMES}),
     Mode("xattrmap,writeback", (_MAP, "writeback", "writeout=immediate"), _COLLECTED | {"names": _RENAMES}),
     Mode("no_xattr", ("no_xattr",), _DEFAULT | {"xattr": _NO_XATTR}),
