@@ -13,6 +13,7 @@ from .fs.capability import CAPABILITY
 from .fs.tree.config import Choice, ReaddirPlus, TreeConfig
 from .option_rows import MIB, Option, Setting, gather, name_of, one_of, size_in_bytes, threads_number
 from .owner_options import Squash
+from .process_options import LOG_OPTIONS
 from .sandbox_options import SANDBOX_OPTIONS
 from .share_options import SHARE_OPTIONS, ShareOptions, Writeout, check_share
 
@@ -39,7 +40,6 @@ class MountOptions(ShareOptions):
     threads: int = 8
     auto_unmount: bool = False
     nonempty: bool = False
-    debug: bool = False
 
     def tree(self) -> TreeConfig:
         """The part that the shared directory is told."""
@@ -167,6 +167,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("auto_unmount", "auto_unmount", "Unmount when the daemon dies, however it dies."),
     Option("nonempty", "nonempty", "Allow a mount point that is not empty, or is a mount already."),
     Option("debug", "debug", "A line on standard error for each request and reply; stays in the foreground."),
+    *LOG_OPTIONS,
     *SANDBOX_OPTIONS,
 )
 

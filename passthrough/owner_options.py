@@ -8,8 +8,8 @@ from . import exitcodes
 from .errors import UserError
 from .fs.owners.idmap import IdTable, Line, parse_line
 from .option_rows import Option, one_of
+from .process_options import ProcessOptions
 from .protocol.constants import FUSE_INVALID_UIDGID
-from .sandbox_options import SandboxOptions
 
 
 class SecurityModel(Enum):
@@ -33,7 +33,7 @@ _NOBODY = 65534
 
 
 @dataclass(frozen=True, slots=True)
-class OwnerOptions(SandboxOptions):
+class OwnerOptions(ProcessOptions):
     """What a command is told about owners."""
 
     security_model: SecurityModel = SecurityModel.PASSTHROUGH

@@ -1,8 +1,8 @@
 """How the session of a mount begins: what the command has in common with a program that mounts (api)."""
 
-import logging
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from . import exitcodes
@@ -16,12 +16,11 @@ from .server import Server
 from .transport import mounting, uring
 from .transport.session import Session
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a mount is served. max_write in bytes; flags and required are what uring_flags() says."""
+    """How a mount is served. max_write in bytes; flags and required are what uring_flags() says; requests() is told of
+    each request and reply."""
 
     threads: int
     max_write: int
@@ -29,7 +28,7 @@ class Settings:
     flags: int = 0
     required: int = 0
     owner: int | None = None
-    debug: bool = False
+    requests: Callable[[str], None] | None = None
 
     @property
     def payload(self) -> int:
@@ -53,8 +52,8 @@ def uring_flags(choice: Choice) -> tuple[int, int]:
     return 0, 0
 
 
-def settings_of(options: MountOptions) -> Settings:
-    """How a mount with these options is served. UserError where io_uring=on cannot be had."""
+def settings_of(options: MountOptions, requests: Callable[[str], None] | None = None) -> Settings:
+    """How a mount with these options is served; requests as in Settings. UserError where io_uring=on cannot be had."""
     flags, required = uring_flags(options.io_uring)
     return Settings(
         threads=options.threads,
@@ -63,7 +62,7 @@ def settings_of(options: MountOptions) -> Settings:
         flags=flags,
         required=required,
         owner=os.getuid() if options.allow_root else None,
-        debug=options.debug,
+        requests=requests,
     )
 
 
@@ -90,8 +89,7 @@ def attempt(fs: FileSystem, session: Session, settings: Settings) -> Server:
         max_write=settings.max_write,
         max_stack_depth=fs.stack_depth,
     )
-    debug = log.debug if settings.debug else None
-    server = Server(fs, wishes, kernel=session, debug=debug, owner=settings.owner)
+    server = Server(fs, wishes, kernel=session, debug=settings.requests, owner=settings.owner)
     session.start(server)
     return server
 

@@ -39,7 +39,7 @@ def mount(fs: FileSystem, mountpoint: str | os.PathLike[str], **words: Unpack[Mo
     """
     options = mount_options(words, default_permissions=fs.default_permissions)
     check_waiting(fs)
-    settings = settings_of(options)
+    settings = settings_of(options, log.debug if options.debug else None)
     real = _checked(fs, os.fspath(mountpoint), options)
     name = fs.source if isinstance(fs, Tree) else type(fs).__name__
     request = request_of(options, real, name, stat.S_IFMT(os.stat(real).st_mode))

@@ -1,11 +1,19 @@
 """A FUSE mount as the process outside the sandbox sees it: made, found by `umount`, and undone."""
 
+import logging
 import os
 import signal
+from collections.abc import Callable
 
+from ..syscalls import statx
 from ..transport import mounting
 from ..transport.devfuse import clone_all
 from . import state
+
+log = logging.getLogger(__name__)
+
+_AT_FDCWD, _AT_STATX_FORCE_SYNC = -100, 0x2000
+_STATX_BASIC_STATS, _STATX_MNT_ID = 0x7FF, 0x1000
 
 
 class MountDoor:
@@ -52,3 +60,20 @@ class MountDoor:
     def goes_on_after(self, number: signal.Signals) -> bool:
         """Never: what the daemon knew of the mount is gone with it."""
         return False
+
+    def look(self) -> Callable[[], bool] | None:
+        """GETATTR of the mount's root, which the kernel must ask for (AT_STATX_FORCE_SYNC), whatever it remembers."""
+        return self._answers
+
+    def _answers(self) -> bool:
+        assert self._mounted is not None
+        found = statx(
+            _AT_FDCWD, os.fsencode(self._mounted.mountpoint), _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS | _STATX_MNT_ID
+        )
+        if self._mounted.mount_id and found[-1] != self._mounted.mount_id:
+            log.debug("%s: something else is mounted over it", self._mounted.mountpoint)
+        return True
+
+    def status(self, word: str) -> str:
+        """What is where."""
+        return f"{self._source} on {self._request.mountpoint}" if word == "ready" else ""

@@ -22,7 +22,8 @@ from ..transport import mounting
 from . import background, confine
 from .channel import Channel
 from .door import MountDoor
-from .keeper import Daemon, keep
+from .keeper import Daemon
+from .launch import launch, wanted_log
 from .serving import Service, tame_collector
 from .share import check_source, file_system
 
@@ -40,8 +41,9 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     real = mounting.check_mountpoint(mountpoint, source, nonempty=options.nonempty)
     options = _within_rights(options)
     stays = foreground or options.debug
-    log.to_stderr(debug=options.debug)
-    settings = settings_of(options)
+    wanted = wanted_log(options, "mount", os.path.abspath(source), real)
+    streams = background.Streams(wanted, detached=not stays)
+    settings = settings_of(options, log.requests(wanted))
     share = Share(source_fd, os.path.realpath(source), real, options)
     if options.sandbox_explain:
         prepare = f"make the mount on {real} in the caller's mount namespace, and take its device over"
@@ -53,17 +55,7 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     path = os.path.abspath(source)
     door = MountDoor(request_of(options, real, path), source=path, threads=options.threads)
 
-    def begin(ready: background.Ready) -> int:
-        confine.preload()
-        streams = background.Streams(detached=not stays)
-        daemon = share.daemon(settings, streams)
-        return keep(door, daemon, streams.outside(ready))
-
-    if stays:
-        return begin(lambda: None)
-    background.start(begin)
-    mounting.see_that_it_answers(real)
-    return exitcodes.OK
+    return launch(door, real, streams, lambda: share.daemon(settings, streams), stays=stays)
 
 
 class Share:

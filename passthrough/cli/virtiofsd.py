@@ -16,10 +16,11 @@ from ..fs.tree import ReaddirPlus
 from ..fs.xattrmap import XattrMap, parse_map
 from ..option_rows import seconds
 from ..owner_options import OWNER_OPTIONS
+from ..process_options import Level
 from ..sandbox_options import SANDBOX_OPTIONS, SandboxMode, SeccompMode
 from ..share_options import cache_mode
 from . import serve, serve_options
-from .serve_options import ServeOptions, number_in, parse_level, parse_limit, parse_tag
+from .serve_options import ServeOptions, number_in, parse_limit, parse_tag
 
 _NO_MIGRATION = "the state of a share cannot be moved to another host"
 
@@ -42,8 +43,8 @@ class Row(NamedTuple):
     many: bool = False
 
 
-def _log_level(text: str) -> str:
-    return "error" if text == "err" else parse_level(text)
+def _log_level(text: str) -> Level:
+    return Level("error" if text == "err" else text)
 
 
 def _sandbox(text: str) -> SandboxMode:

@@ -15,6 +15,7 @@ from passthrough.fs.xattrmap import parse_map
 from passthrough.option_rows import Option, Setting, split_words
 from passthrough.options import OPTIONS, MountOptions, collect
 from passthrough.owner_options import SecurityModel, Squash
+from passthrough.process_options import Level
 from passthrough.sandbox_options import SandboxMode, SeccompMode
 from passthrough.share_options import Writeout
 from passthrough.transport.mounting import MOUNT_FLAGS
@@ -39,6 +40,7 @@ _VALUES: dict[str, tuple[tuple[str, object], ...]] = {
     "passthrough": tuple((when.value, when) for when in Choice),
     "io_uring": tuple((when.value, when) for when in Choice),
     "threads": (("1", 1), ("256", 256)),
+    "log_level": tuple((level.value, level) for level in Level),
     "sandbox": tuple((mode.value, mode) for mode in SandboxMode),
     "landlock": tuple((when.value, when) for when in Choice),
     "seccomp": tuple((mode.value, mode) for mode in SeccompMode),
@@ -69,6 +71,7 @@ _BAD: dict[str, tuple[str, ...]] = {
     "passthrough": ("yes", "", "On"),
     "io_uring": ("yes", "", "1"),
     "threads": ("0", "257", "-1", "1.0", "two", ""),
+    "log_level": ("", "err", "INFO", "7"),
     "sandbox": ("", "yes", "Namespace"),
     "landlock": ("", "yes"),
     "seccomp": ("", "trap", "Kill"),

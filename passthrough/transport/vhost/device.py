@@ -352,6 +352,10 @@ class Device:
             self._pause(setup)
             setup.kicked, setup.kick = False, None
 
+    def nudge(self) -> dict[int, int | None]:
+        """Each queue's Queue.nudge(). From any thread."""
+        return {index: setup.queue.nudge() for index, setup in list(self._setups.items())}
+
     # The end
 
     def close(self, interrupt: Callable[[], None]) -> None:
