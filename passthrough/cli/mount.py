@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..filesystem import FileSystem
 from ..fs.tree import Choice, Covered
 from ..options import MountOptions
+from ..owner_options import Squash
 from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
 from ..sandbox_options import SandboxMode
 from ..sessions import Settings, request_of, settings_of
@@ -24,7 +25,7 @@ from .door import MountDoor
 from .keeper import Daemon
 from .launch import launch, wanted_log
 from .serving import Service, tame_collector
-from .share import file_system
+from .share import check_source, file_system
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ _FUSE_CONF = "/etc/fuse.conf"
 def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool) -> int:
     """Mount source on mountpoint; returns when it answers, or with foreground when it is over."""
     source_fd = open_source(source)
+    check_source(source_fd, source, options)
     real = mounting.check_mountpoint(mountpoint, source, nonempty=options.nonempty)
     options = _within_rights(options)
     stays = foreground or options.debug
@@ -150,7 +152,8 @@ def open_source(path: str) -> int:
 def _within_rights(options: MountOptions) -> MountOptions:
     """Leave out what this user may not have, saying so once each."""
     if mounting.may_mount():
-        if not options.default_permissions and (options.allow_other or options.allow_root):
+        rights = not options.default_permissions and options.squash is not Squash.ALL
+        if rights and (options.allow_other or options.allow_root):
             raise UserError(
                 "no_default_permissions with allow_other would give every user root's rights on SRC",
                 exitcodes.USAGE,

@@ -28,7 +28,7 @@ from .manager import from_environment
 from .pulse import Pulse
 from .serve_options import ServeOptions
 from .serving import make_room, tame_collector
-from .share import file_system
+from .share import check_source, file_system
 from .signals import Signals
 
 _log = logging.getLogger(__name__)
@@ -50,10 +50,12 @@ def run(options: ServeOptions) -> int:
     if options.print_capabilities:
         print(json.dumps(CAPABILITIES, indent=2))
         return exitcodes.OK
+    source_fd = open_source(options.shared_dir)
+    check_source(source_fd, options.shared_dir, options)
     real = os.path.realpath(options.shared_dir)
     wanted = wanted_log(options, "serve", real, options.socket_path or f"--fd={options.fd}")
     streams = background.Streams(wanted)
-    share = _Share(open_source(options.shared_dir), real, options, log.requests(wanted))
+    share = _Share(source_fd, real, options, log.requests(wanted))
     if options.sandbox_explain:
         needs = share.needs(streams.keep)
         print("\n".join(confine.explain(options, needs, "take over the socket, which is made outside")))

@@ -35,6 +35,7 @@ class ServeOptions(ShareOptions):
     killpriv_v2: bool = False
     xattr: bool = False
     posix_acl: bool | None = False
+    allow_idmap: bool = True
     thread_pool_size: int = 8
     print_capabilities: bool = False
 

@@ -81,8 +81,9 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((f"{P}.option_rows",), _ERRORS),
     ((f"{P}.sandbox_options",), (f"{P}.option_rows", f"{P}.fs", *_ERRORS)),
     ((f"{P}.process_options",), (f"{P}.option_rows", f"{P}.sandbox_options")),
-    ((f"{P}.share_options",), (*_ROWS, f"{P}.fs", *_ERRORS)),
-    ((f"{P}.options",), (*_ROWS, f"{P}.share_options", f"{P}.fs", *_ERRORS)),
+    ((f"{P}.owner_options",), (*_ROWS, f"{P}.fs", f"{P}.protocol", *_ERRORS)),
+    ((f"{P}.share_options",), (*_ROWS, f"{P}.owner_options", f"{P}.fs", *_ERRORS)),
+    ((f"{P}.options",), (*_ROWS, f"{P}.owner_options", f"{P}.share_options", f"{P}.fs", *_ERRORS)),
     (
         (f"{P}.export_options",),
         (*_ROWS, f"{P}.options", f"{P}.fs", *_ERRORS),

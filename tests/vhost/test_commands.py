@@ -92,7 +92,7 @@ def test_every_option_is_accepted_or_refused_with_its_reason(row: virtiofsd.Row)
     if row.field == "sandbox":
         values["MODE"] = "chroot"
     if row.many:
-        values["MAP"] = ":0:1000:1:"
+        values["MAP"] = ":0:1000:1:" if row.word.endswith("-map") else "map:0:1000:1"
     given = row.word + (f"={values.get(row.metavar, 'x')}" if row.metavar else "")
     words = [*base, *given.split(" ", 1)]
     if row.refused:

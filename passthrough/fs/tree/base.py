@@ -135,6 +135,7 @@ class TreeBase(FileSystem):
             (config.posix_lock, c.FUSE_POSIX_LOCKS),
             (config.posix_acl, c.FUSE_POSIX_ACL | c.FUSE_SETXATTR_EXT),
             (config.cache in (Cache.METADATA, Cache.ALWAYS), c.FUSE_CACHE_SYMLINKS),
+            (config.idmap and config.default_permissions, c.FUSE_ALLOW_IDMAP),  # INIT fails with it, were it otherwise
             (config.cache is not Cache.ALWAYS, c.FUSE_AUTO_INVAL_DATA),
         ):
             flags |= flag if wanted else 0

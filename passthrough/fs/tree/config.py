@@ -56,6 +56,8 @@ class TreeConfig:
     writeout: bool = False  # what is written is on its way to the disk when the write returns (sync_file_range)
     noatime: bool = False  # a caller's O_NOATIME is for the source's file as well
     submounts: bool = False  # other file systems below the root are announced as such (virtio-fs, Linux 5.10)
+    idmap: bool = False  # the mount may be idmapped (FUSE_ALLOW_IDMAP, Linux 6.12)
+    lenient_owners: bool = False  # a change of owner that is not allowed is passed over
     descriptors: int = 0  # how many descriptors clients may pin; 0: what RLIMIT_NOFILE leaves
 
     def resolved(self) -> "TreeConfig":
