@@ -8,7 +8,9 @@ from . import exitcodes
 from .errors import UserError
 from .fs.choice import Choice
 from .fs.image import CacheMode, ImageConfig, ImageRequest
-from .options import OPTIONS, SANDBOX_OPTIONS, Option, SandboxOptions, Setting, check_sandbox, gather, one_of
+from .option_rows import Option, Setting, gather, one_of
+from .options import OPTIONS
+from .sandbox_options import SANDBOX_OPTIONS, SandboxOptions, check_sandbox
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _LENGTH = re.compile(r"(\d{1,19})([KkMmGgTt]?)$")

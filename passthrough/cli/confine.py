@@ -16,7 +16,7 @@ import sandbox
 
 from .. import exitcodes
 from ..errors import UserError
-from ..options import SandboxMode, SandboxOptions, SeccompMode
+from ..sandbox_options import SandboxMode, SandboxOptions, SeccompMode
 from .channel import Channel
 
 _log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from ..export_options import ExportOptions
 from ..fs.choice import Choice
 from ..fs.image import BlockSource, Image, ImageError, Reach, open_image, reach
 from ..fs.image.blkdev import IOCTLS
-from ..options import SandboxMode
 from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
+from ..sandbox_options import SandboxMode
 from ..transport import mounting
 from . import background, confine
 from .channel import Channel

@@ -11,15 +11,18 @@ import sandbox
 
 from .. import exitcodes, log
 from ..errors import UserError
-from ..fs.tree import Choice, Covered, Tree
-from ..options import MountOptions, SandboxMode
+from ..filesystem import FileSystem
+from ..fs.tree import Choice, Covered
+from ..options import MountOptions
 from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
+from ..sandbox_options import SandboxMode
 from ..transport import mounting
 from . import background, confine
 from .channel import Channel
 from .door import MountDoor, see_that_it_answers
 from .keeper import Daemon, keep
 from .serving import Service, Settings, tame_collector, uring_flags
+from .share import file_system
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +106,7 @@ class Share:
 
         def run(outside: Channel) -> int:
             covered: list[Covered] = []
-            service = Service(settings, outside, lambda inside, budget: self._tree(inside, budget, covered))
+            service = Service(settings, outside, lambda inside, budget: self._file_system(inside, budget, covered))
             steps = [sandbox.Step("remember what the mount will cover", lambda: covered.extend(self._covered()))]
             inside, tell = confine.enter(self._options, needs, outside, [*steps, service.step])
 
@@ -123,14 +126,13 @@ class Share:
             return []
         return [Covered.before_mount(f"/{within}" if mode is SandboxMode.CHROOT else self._mountpoint)]
 
-    def _tree(self, inside: sandbox.Inside, budget: int, covered: list[Covered]) -> Tree:
-        config = replace(self._options.tree(), descriptors=budget)
-        closed = inside.root >= 0
-        return Tree(
-            inside.root if closed else self._fd,
-            config,
-            covered[0] if covered else None,
-            inside.proc if closed else None,
+    def _file_system(self, inside: sandbox.Inside, budget: int, covered: list[Covered]) -> FileSystem:
+        return file_system(
+            inside.root if inside.root >= 0 else self._fd,
+            replace(self._options.tree(), descriptors=budget),
+            inside,
+            readonly=self._options.ro,
+            covered=covered[0] if covered else None,
         )
 
 

@@ -7,7 +7,8 @@ from typing import Any, NoReturn
 from .. import __version__, exitcodes
 from ..errors import UserError
 from ..export_options import EXPORT_OPTIONS
-from ..options import OPTIONS, Option, Setting, split_words
+from ..option_rows import Option, Setting, split_words
+from ..options import OPTIONS
 from .serve_options import add_serve
 
 _EPILOG = "Every option is also a word for -o, with underscores: --allow-other is -o allow_other."

@@ -12,8 +12,6 @@ import sandbox
 from .. import exitcodes, log
 from ..errors import UserError
 from ..filesystem import FileSystem
-from ..fs.readonly import ReadOnly
-from ..fs.tree import Tree
 from ..protocol import constants as c
 from ..protocol.negotiation import Wishes
 from ..server import Server
@@ -25,6 +23,7 @@ from .channel import Channel
 from .keeper import keep
 from .serve_options import ServeOptions
 from .serving import tame_collector
+from .share import file_system
 from .signals import Signals
 
 _log = logging.getLogger(__name__)
@@ -159,14 +158,14 @@ class _Share:
         step = sandbox.Step("take over the socket, which is made outside", lambda: self._take_over(outside))
         inside, tell = confine.enter(options, self.needs(log_descriptors), outside, [step])
         tell()
-        tree = self._tree(inside)
+        fs = self._file_system(inside)
         wishes = Wishes(
-            flags=options.flags(tree.flags) | c.FUSE_MAX_PAGES,
-            required=tree.required | (c.FUSE_POSIX_ACL if options.posix_acl else 0),
+            flags=fs.flags | c.FUSE_MAX_PAGES,
+            required=fs.required | (c.FUSE_POSIX_ACL if options.posix_acl else 0),
             max_write=_MAX_WRITE,
         )
         requests = logging.getLogger(f"{__package__}.requests").debug if _wants_requests(options) else None
-        server = Server(tree, wishes, debug=requests)
+        server = Server(fs, wishes, debug=requests)
         config = None if options.tag is None else config_space(options.tag, options.num_request_queues)
         backend = Backend(
             server, _MAX_WRITE, options.thread_pool_size, config, inside.proc if inside.proc >= 0 else None
@@ -185,11 +184,9 @@ class _Share:
             raise UserError("ended before the socket was ready", exitcodes.INTERRUPTED)
         self._socket = socket.socket(fileno=descriptors[0])
 
-    def _tree(self, inside: sandbox.Inside) -> FileSystem:
-        closed = inside.root >= 0
-        root = inside.root if closed and not self._is_file else self._fd
-        tree = Tree(root, self._options.tree(), None, inside.proc if closed else None)
-        return ReadOnly(tree) if self._options.readonly else tree
+    def _file_system(self, inside: sandbox.Inside) -> FileSystem:
+        root = inside.root if inside.root >= 0 and not self._is_file else self._fd
+        return file_system(root, self._options.tree(), inside, readonly=self._options.readonly)
 
 
 def _wants_requests(options: ServeOptions) -> bool:

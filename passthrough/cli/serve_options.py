@@ -3,25 +3,24 @@
 import argparse
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
 from .. import exitcodes
 from ..errors import UserError
-from ..fs.tree import Cache, Choice, ReaddirPlus, TreeConfig
-from ..fs.tree.config import NS_PER_S
-from ..options import SANDBOX_OPTIONS, Option, SandboxOptions, check_sandbox
-from ..protocol import constants as c
+from ..fs.tree import ReaddirPlus, TreeConfig
+from ..option_rows import Option
+from ..sandbox_options import SANDBOX_OPTIONS
+from ..share_options import SHARE_OPTIONS, ShareOptions, check_share
 
 TAG_LIMIT = 36
 LEVELS = ("off", "error", "warn", "info", "debug", "trace")
-_TIMEOUT_LIMIT_S = 10**9
 _NR_OPEN = "/proc/sys/fs/nr_open"
 
 
 @dataclass(frozen=True, slots=True)
-class ServeOptions(SandboxOptions):
+class ServeOptions(ShareOptions):
     """What the command line adds up to."""
 
     shared_dir: str = ""
@@ -31,20 +30,11 @@ class ServeOptions(SandboxOptions):
     tag: str | None = None
     num_request_queues: int = 1
     once: bool = False
-    cache: Cache = Cache.AUTO
     readonly: bool = False
-    writeback: bool = False
-    allow_direct_io: bool = False
-    allow_mmap: bool = False
-    readdirplus: bool = True
     announce_submounts: bool = True
     killpriv_v2: bool = False
-    preserve_noatime: bool = False
-    timeout_ns: int | None = None
     xattr: bool = False
-    posix_acl: bool = False
-    flock: bool = False
-    posix_lock: bool = False
+    posix_acl: bool | None = False
     thread_pool_size: int = 8
     log_level: str = "info"
     syslog: bool = False
@@ -53,37 +43,31 @@ class ServeOptions(SandboxOptions):
 
     def tree(self) -> TreeConfig:
         """The part that the shared directory is told."""
-        return TreeConfig(
-            cache=self.cache,
-            entry_timeout_ns=self.timeout_ns,
-            attr_timeout_ns=self.timeout_ns,
-            writeback=self.writeback,
-            passthrough=Choice.OFF,
-            readdirplus=None if self.readdirplus else ReaddirPlus.NO,
-            xattr=self.xattr or self.posix_acl,
-            posix_acl=self.posix_acl,
-            flock=self.flock,
-            posix_lock=self.posix_lock,
-            direct_io=self.allow_direct_io,
-            noatime=self.preserve_noatime,
-            submounts=self.announce_submounts,
-        )
-
-    def flags(self, wished: int) -> int:
-        """Of the INIT flags that the file system would like, those that these options let it have.
-
-        A kernel that clears SUID and SGID by itself does so when it truncates, not when it opens with O_TRUNC.
-        """
-        if not self.killpriv_v2:
-            wished &= ~(c.FUSE_HANDLE_KILLPRIV_V2 | c.FUSE_ATOMIC_O_TRUNC)
-        if not self.allow_mmap:
-            wished &= ~c.FUSE_DIRECT_IO_ALLOW_MMAP
-        return wished
+        return replace(ShareOptions.tree(self), submounts=self.announce_submounts)
 
 
-def parse_cache(text: str) -> Cache:
-    """A cache mode; virtiofsd (C) says none for never."""
-    return Cache("never" if text == "none" else text)
+_OWN_SHARE_OPTIONS: tuple[Option, ...] = (
+    Option("readonly", "readonly", "Every change is refused with EROFS."),
+    Option("xattr", "xattr", "Extended attributes are those of DIR; without it there are none."),
+    Option("no_xattr", "xattr", value=False),
+    Option("posix_acl", "posix_acl", "Access lists of DIR are shown, set and enforced; implies --xattr."),
+    Option("no_posix_acl", "posix_acl", value=False),
+    Option("no_readdirplus", "readdirplus", "Listing never brings attributes along.", value=ReaddirPlus.NO),
+    Option("readdirplus", "readdirplus", value=None),
+    Option(
+        "killpriv_v2",
+        "killpriv_v2",
+        "The daemon clears SUID and SGID of a file that is changed; without it, when the guest asks for it.",
+    ),
+    Option("no_killpriv_v2", "killpriv_v2", value=False),
+    Option(
+        "announce_submounts",
+        "announce_submounts",
+        "Other file systems below DIR are such in the guest too (the default); --no-announce-submounts: all is one.",
+    ),
+    Option("no_announce_submounts", "announce_submounts", value=False),
+)
+"""What has another default than on a mount, or is for guests alone."""
 
 
 def parse_tag(text: str) -> str:
@@ -105,26 +89,14 @@ def number_in(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def parse_seconds(text: str) -> int:
-    """Seconds, fractions allowed, in ns."""
-    seconds = float(text)
-    if not 0 <= seconds <= _TIMEOUT_LIMIT_S:
-        raise ValueError
-    return int(seconds * NS_PER_S)
-
-
 def parse_limit(text: str) -> int:
     """A limit of open files."""
     with open(_NR_OPEN, encoding="ascii") as file:
         return number_in(0, int(file.read()))(text)
 
 
-def _switch(parser: Any, name: str, text: str, off: str = "") -> None:
-    """--name, and --no-name where the default is on."""
+def _switch(parser: Any, name: str, text: str) -> None:
     parser.add_argument("--" + name, action="store_true", help=text, default=argparse.SUPPRESS)
-    if off:
-        dest = name.replace("-", "_")
-        parser.add_argument("--no-" + name, action="store_false", dest=dest, help=off, default=argparse.SUPPRESS)
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
@@ -138,29 +110,6 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     value("--tag", "NAME", parse_tag, f"tell the guest this tag (1 to {TAG_LIMIT} bytes); else the front end does")
     value("--num-request-queues", "N", number_in(1, 255), "with --tag, how many request queues to ask for; default: 1")
     _switch(parser, "once", "end when the first front end has gone")
-    value("--cache", "MODE", parse_cache, "what the guest may remember: never, metadata, auto (the default) or always")
-    value(
-        "--timeout", "SECONDS", parse_seconds, "how long names and attributes are believed; default: the cache mode's"
-    )
-    _switch(parser, "readonly", "every change is refused with EROFS")
-    _switch(parser, "writeback", "the guest collects writes; for those who alone change the directory")
-    _switch(parser, "allow-direct-io", "a guest's O_DIRECT reaches the host's files")
-    _switch(parser, "allow-mmap", "shared mappings also with cache never and metadata")
-    _switch(
-        parser, "readdirplus", "listing brings attributes along (the default, but for cache never)", "it never does"
-    )
-    _switch(
-        parser,
-        "announce-submounts",
-        "other file systems below DIR are such in the guest too (the default)",
-        "all is one file system in the guest",
-    )
-    _switch(parser, "killpriv-v2", "the daemon clears SUID and SGID, and the guest need not ask for it")
-    _switch(parser, "preserve-noatime", "a guest's O_NOATIME reaches the host's files")
-    _switch(parser, "xattr", "extended attributes are those of DIR; without it there are none")
-    _switch(parser, "posix-acl", "access lists of DIR are shown, set and enforced; implies --xattr")
-    _switch(parser, "flock", "flock(2) locks are taken on DIR's files, so that host and guests see them")
-    _switch(parser, "posix-lock", "fcntl(2) locks are taken on DIR's files, so that host and guests see them")
     value(
         "--thread-pool-size",
         "N",
@@ -173,22 +122,29 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         "-d", "--debug", action="store_true", help="a line for each request and reply", default=argparse.SUPPRESS
     )
     _switch(parser, "print-capabilities", "print what this back end can do, as JSON, and exit")
-    group = parser.add_argument_group("the sandbox")
-    for option in SANDBOX_OPTIONS:
-        _sandboxed(group, option)
+    for title, rows in (
+        ("the shared directory", (*SHARE_OPTIONS, *_OWN_SHARE_OPTIONS)),
+        ("the sandbox", SANDBOX_OPTIONS),
+    ):
+        group = parser.add_argument_group(title)
+        for option in rows:
+            _add_row(group, option)
 
 
-def _sandboxed(group: Any, option: Option) -> None:
+def _add_row(group: Any, option: Option) -> None:
     name = "--" + option.word.replace("_", "-")
+    text = option.help.replace("%", "%%") or argparse.SUPPRESS
     if option.parse is None:
-        group.add_argument(name, action="store_true", help=option.help, default=argparse.SUPPRESS, dest=option.field)
+        group.add_argument(
+            name, action="store_const", const=option.value, help=text, default=argparse.SUPPRESS, dest=option.field
+        )
         return
     group.add_argument(
         name,
         metavar=option.metavar,
-        type=partial(parse_sandbox, option, name),
+        type=partial(_parse, option, name),
         action=_Many if option.many else "store",
-        help=option.help,
+        help=text,
         default=argparse.SUPPRESS,
         dest=option.field,
     )
@@ -202,8 +158,7 @@ class _Many(argparse.Action):
         setattr(namespace, self.dest, (*getattr(namespace, self.dest, ()), values))
 
 
-def parse_sandbox(option: Option, name: str, text: str) -> Any:
-    """The value of an option of the sandbox, given by this name. UserError says what it takes."""
+def _parse(option: Option, name: str, text: str) -> Any:
     assert option.parse is not None
     try:
         return option.parse(text)
@@ -226,16 +181,12 @@ def _value_adder(parser: argparse.ArgumentParser) -> Callable[[str, str, Callabl
             except ValueError:
                 raise UserError(f"{name}={given}: it takes {_takes(name)}", exitcodes.USAGE) from None
 
-        dest = _DESTS.get(name, name[2:].replace("-", "_"))
-        parser.add_argument(name, metavar=metavar, type=checked, help=text, default=argparse.SUPPRESS, dest=dest)
+        parser.add_argument(name, metavar=metavar, type=checked, help=text, default=argparse.SUPPRESS)
 
     return add
 
 
-_DESTS = {"--timeout": "timeout_ns"}
 _TAKES = {
-    "--cache": "never, metadata, auto or always",
-    "--timeout": f"seconds from 0 to {_TIMEOUT_LIMIT_S}",
     "--tag": f"a name of 1 to {TAG_LIMIT} bytes",
     "--log-level": ", ".join(LEVELS),
     "--num-request-queues": "a number from 1 to 255",
@@ -252,6 +203,8 @@ def options_of(values: dict[str, Any]) -> ServeOptions:
     """The options out of what was parsed; UserError where they contradict each other."""
     known = {field.name for field in fields(ServeOptions)}
     options = ServeOptions(**{key: value for key, value in values.items() if key in known})
+    if options.posix_acl:
+        options = replace(options, xattr=True)
     if not options.print_capabilities:
         _check(options)
     return options
@@ -269,10 +222,8 @@ def _check(options: ServeOptions) -> None:
         refuse(f"{options.socket_path}: the directory of the socket does not exist")
     if options.socket_group is not None and options.fd is not None:
         refuse("--socket-group is for a socket of ours: not with --fd")
-    if options.writeback and options.cache in (Cache.NEVER, Cache.METADATA):
-        refuse(f"--writeback needs a page cache, and --cache={options.cache.value} has none: auto or always")
     if options.num_request_queues != 1 and options.tag is None:
         refuse("--num-request-queues is told together with --tag; without it, say it to the front end")
     if options.readonly and options.writeback:
         refuse("--readonly and --writeback exclude each other")
-    check_sandbox(options)
+    check_share(options)

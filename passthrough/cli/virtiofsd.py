@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 from .. import __version__, exitcodes
 from ..errors import UserError
-from ..options import SANDBOX_OPTIONS, SandboxMode, SeccompMode
+from ..fs.tree import ReaddirPlus
+from ..option_rows import seconds
+from ..sandbox_options import SANDBOX_OPTIONS, SandboxMode, SeccompMode
+from ..share_options import cache_mode
 from . import serve, serve_options
-from .serve_options import ServeOptions, number_in, parse_cache, parse_level, parse_limit, parse_seconds, parse_tag
+from .serve_options import ServeOptions, number_in, parse_level, parse_limit, parse_tag
 
 _NO_MAPS = "ids are not translated in this version"
 _NO_MIGRATION = "the state of a share cannot be moved to another host"
@@ -73,11 +76,11 @@ TABLE: tuple[Row, ...] = (
     Row("--socket-group", "RC", "socket_group", metavar="GROUP", parse=str),
     Row("--fd", "RC", "fd", metavar="N", parse=number_in(0, 1 << 20)),
     Row("--thread-pool-size", "RC", "thread_pool_size", metavar="N", parse=number_in(0, 256)),
-    Row("--cache", "R", "cache", metavar="MODE", parse=parse_cache),
-    Row("-o cache", "RC", "cache", metavar="MODE", parse=parse_cache),
-    Row("-o timeout", "C", "timeout_ns", metavar="SECONDS", parse=parse_seconds),
+    Row("--cache", "R", "cache", metavar="MODE", parse=cache_mode),
+    Row("-o cache", "RC", "cache", metavar="MODE", parse=cache_mode),
+    Row("-o timeout", "C", "timeout", metavar="SECONDS", parse=seconds),
     Row("--allow-mmap", "R", "allow_mmap"),
-    Row("--no-readdirplus", "R", "readdirplus", value=False),
+    Row("--no-readdirplus", "R", "readdirplus", value=ReaddirPlus.NO),
     Row("--writeback", "R", "writeback"),
     Row("--allow-direct-io", "R", "allow_direct_io"),
     Row("--announce-submounts", "R", "announce_submounts"),
@@ -90,7 +93,10 @@ TABLE: tuple[Row, ...] = (
     Row("--no-killpriv-v2", "R", "killpriv_v2", value=False),
     Row("--readonly", "R", "readonly"),
     Row("--preserve-noatime", "R", "preserve_noatime"),
-    *_flags("xattr readdirplus writeback allow_direct_io killpriv_v2 posix_acl", "RC"),
+    *_flags("xattr", "RC"),
+    Row("-o readdirplus", "RC", "readdirplus", value=None),
+    Row("-o no_readdirplus", "RC", "readdirplus", value=ReaddirPlus.NO),
+    *_flags("writeback allow_direct_io killpriv_v2 posix_acl", "RC"),
     *_flags("flock posix_lock", "C"),
     Row("--rlimit-nofile", "RC", "rlimit_nofile", metavar="N", parse=parse_limit),
     Row("--log-level", "R", "log_level", metavar="LEVEL", parse=_log_level),

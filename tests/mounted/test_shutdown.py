@@ -421,7 +421,7 @@ def test_the_daemon_dies_with_the_process_outside(harness: Harness, options: str
 ATTACKED = """
 import ctypes, os, sys
 sys.path.insert(0, sys.argv[1])
-from passthrough.cli import main, mount
+from passthrough.cli import main, share
 
 ATTACKS = {
     b"user.execve": lambda: os.execv("/bin/true", ["true"]),
@@ -430,13 +430,13 @@ ATTACKS = {
     b"user.unshare": lambda: ctypes.CDLL(None).unshare(0x10000000),
 }
 
-class Attacked(mount.Tree):
+class Attacked(share.Tree):
     def getxattr(self, ctx, nodeid, name):
         if name in ATTACKS:
             ATTACKS[name]()
         return super().getxattr(ctx, nodeid, name)
 
-mount.Tree = Attacked
+share.Tree = Attacked
 sys.exit(main(["mount", *sys.argv[4:], sys.argv[2], sys.argv[3]]))
 """
 """A daemon that was taken over, and does at once what nobody asked of it."""
@@ -543,9 +543,9 @@ def test_a_lock_is_waited_for_while_others_work(harness: Harness) -> None:
 FAULTY = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from passthrough.cli import main, mount
+from passthrough.cli import main, share
 
-class Faulty(mount.Tree):
+class Faulty(share.Tree):
     def getxattr(self, ctx, nodeid, name):
         if name == b"user.faulty":
             raise ValueError("nobody expects this")
@@ -555,7 +555,7 @@ class Faulty(mount.Tree):
             raise OSError(99999, "no such number")
         return super().getxattr(ctx, nodeid, name)
 
-mount.Tree = Faulty
+share.Tree = Faulty
 sys.exit(main(["mount", "-f", "--rlimit-nofile=0", sys.argv[2], sys.argv[3]]))
 """
 

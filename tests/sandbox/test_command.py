@@ -337,9 +337,9 @@ def hook(event, arguments):
         if path.startswith(b"/"):
             os.write(2, b"AFTER open " + path + b"\\n")
 
-from passthrough.cli import main, mount
+from passthrough.cli import main, share
 
-class Faulty(mount.Tree):
+class Faulty(share.Tree):
     def getxattr(self, ctx, nodeid, name):
         if name == b"user.faulty":
             raise ValueError("nobody expects this")
@@ -349,7 +349,7 @@ class Faulty(mount.Tree):
             open("/etc/passwd")
         return super().getxattr(ctx, nodeid, name)
 
-mount.Tree = Faulty
+share.Tree = Faulty
 sys.addaudithook(hook)
 sys.exit(main(["mount", "-f", *sys.argv[4:], sys.argv[2], sys.argv[3]]))
 """

@@ -15,7 +15,9 @@ from passthrough.cli import parser, virtiofsd
 from passthrough.export_options import EXPORT_OPTIONS
 from passthrough.fs.image import CacheMode
 from passthrough.fs.tree.config import NS_PER_S, Cache, ReaddirPlus, TreeConfig
-from passthrough.options import OPTIONS, Option, SandboxMode, SeccompMode, split_words
+from passthrough.option_rows import Option, split_words
+from passthrough.options import OPTIONS
+from passthrough.sandbox_options import SandboxMode, SeccompMode
 from sandbox import capabilities, seccomp
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,8 +130,8 @@ def _effect(row: virtiofsd.Row) -> str:
         return f"refused: {row.refused}" + (f"; {', '.join(row.allowed)} is accepted" if row.allowed else "")
     if not row.field:
         return "no effect: it stays in the foreground" if row.word == "-f" else "no effect, as there"
-    name = {"timeout_ns": "timeout"}.get(row.field, row.field).replace("_", "-")
-    if row.value is False:
+    name = row.field.replace("_", "-")
+    if row.value in (False, ReaddirPlus.NO):
         return f"--no-{name}" if f"--no-{name}" in option_strings("serve") else f"without --{name}"
     return f"--{name}" + (f"={row.metavar}" if row.metavar else "")
 

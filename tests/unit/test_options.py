@@ -10,7 +10,9 @@ from passthrough import exitcodes
 from passthrough.cli import parser
 from passthrough.errors import UserError
 from passthrough.fs.tree.config import NS_PER_S, Cache, Choice, ReaddirPlus
-from passthrough.options import OPTIONS, MountOptions, Option, SandboxMode, SeccompMode, Setting, collect, split_words
+from passthrough.option_rows import Option, Setting, split_words
+from passthrough.options import OPTIONS, MountOptions, collect
+from passthrough.sandbox_options import SandboxMode, SeccompMode
 from passthrough.transport.mounting import MOUNT_FLAGS
 
 _WORDS = [option.word for option in OPTIONS]
@@ -44,7 +46,7 @@ _BAD: dict[str, tuple[str, ...]] = {
     "subtype": ("", "a.b", "a,b", "a b", "ä"),
     "max_read": ("", "4095", "17M", "1G", "-4096", "x", "4096 ", "0x1000", "9" * 5000),
     "max_write": ("", "0", "1k"),
-    "cache": ("", "Auto", "none"),
+    "cache": ("", "Auto", "nothing"),
     "timeout": ("", "-1", "x", "nan", "sNaN", "inf", "1000000001", "1e99", "1s"),
     "attr_timeout": ("-0.5", "NaN"),
     "entry_timeout": ("Infinity",),
@@ -149,6 +151,11 @@ def test_the_opposites_are_those_of_mount_and_no_() -> None:
         ("posix_acl", "no_posix_acl"),
         ("flock", "no_flock"),
         ("posix_lock", "no_posix_lock"),
+        ("allow_direct_io", "no_allow_direct_io"),
+        ("allow_mmap", "no_allow_mmap"),
+        ("preserve_noatime", "no_preserve_noatime"),
+        ("killpriv_v2", "no_killpriv_v2"),
+        ("readonly", "rw"),
     }
 
 
@@ -201,7 +208,7 @@ def test_split_words(text: str, settings: list[Setting]) -> None:
     assert split_words(text) == settings
 
 
-@pytest.mark.parametrize("word", ["", "cach", "readonly", "--ro", "allow-other", "remount", "RO"])
+@pytest.mark.parametrize("word", ["", "cach", "readwrite", "--ro", "allow-other", "remount", "RO"])
 def test_an_unknown_word_is_refused_unless_sloppy(word: str) -> None:
     assert refused((word, None)).startswith(f"unknown option: {word}")
     assert collect([("ro", None), (word, None), (word, "x")], sloppy=True) == MountOptions(ro=True)

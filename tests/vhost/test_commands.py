@@ -14,7 +14,7 @@ from passthrough import exitcodes
 from passthrough.cli import serve, virtiofsd
 from passthrough.cli.serve_options import ServeOptions
 from passthrough.errors import UserError
-from passthrough.fs.tree import Cache, Tree
+from passthrough.fs.tree import Cache, ReaddirPlus, Tree
 from passthrough.protocol import constants as c
 
 from ..mounted.harness import ROOT, ended, refusal, run
@@ -68,12 +68,12 @@ def test_options_become_those_of_serve(tmp_path: Path) -> None:
         cache=Cache.NEVER,
         xattr=True,
         flock=True,
-        timeout_ns=1_500_000_000,
+        timeout=1_500_000_000,
         log_level="error",
         debug=True,
     )
     again = virtiofsd.options_of([*words.split(), "-ono_xattr,no_flock", "--no-readdirplus"])
-    assert (again.xattr, again.flock, again.readdirplus) == (False, False, False)
+    assert (again.xattr, again.flock, again.readdirplus) == (False, False, ReaddirPlus.NO)
 
 
 _BASE = ("--fd=3", "--shared-dir=/")
@@ -147,25 +147,26 @@ def test_the_capabilities_and_the_file_for_managers() -> None:
 def test_what_the_options_let_the_share_have(tmp_path: Path) -> None:
     def flags(options: ServeOptions) -> tuple[int, int]:
         tree = Tree(os.open(tmp_path, os.O_PATH), options.tree())
-        return options.flags(tree.flags), tree.open_flags(os.O_RDONLY | os.O_DIRECT | os.O_NOATIME)
+        return tree.flags, tree.open_flags(os.O_RDONLY | os.O_DIRECT | os.O_NOATIME)
 
     plain, opened = flags(ServeOptions())
     assert opened == os.O_RDONLY
-    assert not plain & (c.FUSE_POSIX_ACL | c.FUSE_HANDLE_KILLPRIV_V2 | c.FUSE_DIRECT_IO_ALLOW_MMAP | c.FUSE_PASSTHROUGH)
+    assert not plain & (c.FUSE_POSIX_ACL | c.FUSE_HANDLE_KILLPRIV_V2 | c.FUSE_PASSTHROUGH)
     assert not plain & (c.FUSE_WRITEBACK_CACHE | c.FUSE_FLOCK_LOCKS | c.FUSE_POSIX_LOCKS | c.FUSE_ATOMIC_O_TRUNC)
     assert plain & c.FUSE_SUBMOUNTS
     assert plain & c.FUSE_DO_READDIRPLUS
+    assert plain & c.FUSE_DIRECT_IO_ALLOW_MMAP
     for options, flag in (
-        (ServeOptions(posix_acl=True), c.FUSE_POSIX_ACL),
+        (ServeOptions(xattr=True, posix_acl=True), c.FUSE_POSIX_ACL),
         (ServeOptions(killpriv_v2=True), c.FUSE_HANDLE_KILLPRIV_V2 | c.FUSE_ATOMIC_O_TRUNC),
-        (ServeOptions(allow_mmap=True), c.FUSE_DIRECT_IO_ALLOW_MMAP),
         (ServeOptions(writeback=True), c.FUSE_WRITEBACK_CACHE),
         (ServeOptions(flock=True), c.FUSE_FLOCK_LOCKS),
         (ServeOptions(posix_lock=True), c.FUSE_POSIX_LOCKS),
     ):
         assert flags(options)[0] & flag == flag
+    assert not flags(ServeOptions(allow_mmap=False))[0] & c.FUSE_DIRECT_IO_ALLOW_MMAP
     assert not flags(ServeOptions(announce_submounts=False))[0] & c.FUSE_SUBMOUNTS
-    assert not flags(ServeOptions(readdirplus=False))[0] & c.FUSE_DO_READDIRPLUS
+    assert not flags(ServeOptions(readdirplus=ReaddirPlus.NO))[0] & c.FUSE_DO_READDIRPLUS
     assert flags(ServeOptions(allow_direct_io=True))[1] == os.O_RDONLY | os.O_DIRECT
     assert flags(ServeOptions(preserve_noatime=True))[1] == os.O_RDONLY | os.O_NOATIME
 

@@ -68,18 +68,15 @@ class TreeBase(FileSystem):
 
     flags = (
         c.FUSE_ASYNC_READ
-        | c.FUSE_ATOMIC_O_TRUNC
         | c.FUSE_EXPORT_SUPPORT
         | c.FUSE_BIG_WRITES
         | c.FUSE_DONT_MASK
         | c.FUSE_HAS_IOCTL_DIR
         | c.FUSE_ASYNC_DIO
         | c.FUSE_PARALLEL_DIROPS
-        | c.FUSE_HANDLE_KILLPRIV_V2
         | c.FUSE_MAX_PAGES
         | c.FUSE_CREATE_SUPP_GROUP
         | c.FUSE_HAS_EXPIRE_ONLY
-        | c.FUSE_DIRECT_IO_ALLOW_MMAP
     )
 
     def __init__(
@@ -131,6 +128,9 @@ class TreeBase(FileSystem):
             (config.writeback, c.FUSE_WRITEBACK_CACHE),
             (config.passthrough is not Choice.OFF, c.FUSE_PASSTHROUGH),
             (config.submounts, c.FUSE_SUBMOUNTS),
+            (config.mmap, c.FUSE_DIRECT_IO_ALLOW_MMAP),
+            # A kernel that clears SUID and SGID by itself does so when it truncates, not when it opens with O_TRUNC.
+            (config.killpriv, c.FUSE_HANDLE_KILLPRIV_V2 | c.FUSE_ATOMIC_O_TRUNC),
             (config.flock, c.FUSE_FLOCK_LOCKS),
             (config.posix_lock, c.FUSE_POSIX_LOCKS),
             (config.posix_acl, c.FUSE_POSIX_ACL | c.FUSE_SETXATTR_EXT),

@@ -47,6 +47,8 @@ class TreeConfig:
     posix_lock: bool = False
     default_permissions: bool = True
     direct_io: bool = False  # a caller's O_DIRECT is for the source's file as well
+    mmap: bool = True  # shared mappings also where the cache mode keeps no pages (FUSE_DIRECT_IO_ALLOW_MMAP, Linux 6.6)
+    killpriv: bool = True  # SUID and SGID of a changed file are cleared here (FUSE_HANDLE_KILLPRIV_V2, Linux 5.11)
     noatime: bool = False  # a caller's O_NOATIME is for the source's file as well
     submounts: bool = False  # other file systems below the root are announced as such (virtio-fs, Linux 5.10)
     descriptors: int = 0  # how many descriptors clients may pin; 0: what RLIMIT_NOFILE leaves

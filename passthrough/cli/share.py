@@ -1,0 +1,15 @@
+"""The file system of a share: the tree, and what the options put before it; the same behind every door."""
+
+import sandbox
+
+from ..filesystem import FileSystem
+from ..fs.readonly import ReadOnly
+from ..fs.tree import Covered, Tree, TreeConfig
+
+
+def file_system(
+    fd: int, config: TreeConfig, inside: sandbox.Inside, *, readonly: bool = False, covered: Covered | None = None
+) -> FileSystem:
+    """What serves the directory, or the single file, that fd (O_PATH, taken over) is open on, in this sandbox."""
+    tree = Tree(fd, config, covered, inside.proc if inside.root >= 0 else None)
+    return ReadOnly(tree) if readonly else tree

@@ -1,0 +1,139 @@
+"""The options of a shared directory, the same for every command that shares one. No I/O; the rules of option_rows.py.
+
+What differs between them is in the command's own table: a default (xattr, posix_acl, killpriv_v2), or what only one
+kind of mount can have.
+"""
+
+from dataclasses import dataclass
+
+from . import exitcodes
+from .errors import UserError
+from .fs.tree.config import Cache, ReaddirPlus, TreeConfig
+from .option_rows import Option, seconds
+from .sandbox_options import SandboxOptions, check_sandbox
+
+
+@dataclass(frozen=True, slots=True)
+class ShareOptions(SandboxOptions):
+    """What a command is told about the shared directory. Timeouts in ns; None is "not said"."""
+
+    cache: Cache = Cache.AUTO
+    timeout: int | None = None
+    attr_timeout: int | None = None
+    entry_timeout: int | None = None
+    negative_timeout: int = 0
+    writeback: bool = False
+    xattr: bool = True
+    posix_acl: bool | None = None
+    flock: bool = False
+    posix_lock: bool = False
+    readdirplus: ReaddirPlus | None = None
+    allow_direct_io: bool = False
+    allow_mmap: bool = True
+    preserve_noatime: bool = False
+    killpriv_v2: bool = True
+
+    def tree(self) -> TreeConfig:
+        """The part that the shared directory is told."""
+        return TreeConfig(
+            cache=self.cache,
+            entry_timeout_ns=self.timeout if self.entry_timeout is None else self.entry_timeout,
+            attr_timeout_ns=self.timeout if self.attr_timeout is None else self.attr_timeout,
+            negative_timeout_ns=self.negative_timeout,
+            writeback=self.writeback,
+            readdirplus=self.readdirplus,
+            xattr=self.xattr,
+            posix_acl=self.posix_acl is not False,
+            flock=self.flock,
+            posix_lock=self.posix_lock,
+            direct_io=self.allow_direct_io,
+            mmap=self.allow_mmap,
+            noatime=self.preserve_noatime,
+            killpriv=self.killpriv_v2,
+        )
+
+
+def cache_mode(text: str) -> Cache:
+    """A cache mode; the C virtiofsd says none for never."""
+    try:
+        return Cache("never" if text == "none" else text)
+    except ValueError:
+        raise ValueError("one of " + ", ".join(member.value for member in Cache)) from None
+
+
+SHARE_OPTIONS: tuple[Option, ...] = (
+    Option(
+        "cache",
+        "cache",
+        "What the kernel may remember: never, metadata, auto (the default) or always.",
+        parse=cache_mode,
+        metavar="MODE",
+    ),
+    Option(
+        "timeout",
+        "timeout",
+        "How long names and attributes are believed; default: the cache mode's (auto: 1).",
+        parse=seconds,
+        metavar="SECONDS",
+    ),
+    Option("attr_timeout", "attr_timeout", "The same for attributes alone.", parse=seconds, metavar="SECONDS"),
+    Option("entry_timeout", "entry_timeout", "The same for names alone.", parse=seconds, metavar="SECONDS"),
+    Option(
+        "negative_timeout",
+        "negative_timeout",
+        "How long a name that does not exist is believed not to; default: 0.",
+        parse=seconds,
+        metavar="SECONDS",
+    ),
+    Option(
+        "writeback",
+        "writeback",
+        "The kernel collects writes before the daemon sees them; for those who alone change the directory; "
+        "no_writeback is the default.",
+    ),
+    Option("no_writeback", "writeback", value=False),
+    Option(
+        "flock",
+        "flock",
+        "flock(2) locks are taken on the source's files, so that both sides see them; no_flock is the default.",
+    ),
+    Option("no_flock", "flock", value=False),
+    Option(
+        "posix_lock",
+        "posix_lock",
+        "fcntl(2) locks are taken on the source's files, so that both sides see them; no_posix_lock is the default.",
+    ),
+    Option("no_posix_lock", "posix_lock", value=False),
+    Option(
+        "allow_direct_io",
+        "allow_direct_io",
+        "O_DIRECT of a program on the mount is for the source's file as well; no_allow_direct_io is the default.",
+    ),
+    Option("no_allow_direct_io", "allow_direct_io", value=False),
+    Option(
+        "allow_mmap",
+        "allow_mmap",
+        "Shared mappings also with cache=never and metadata, where the kernel can (6.6; the default); no_allow_mmap: "
+        "they fail with ENODEV.",
+    ),
+    Option("no_allow_mmap", "allow_mmap", value=False),
+    Option(
+        "preserve_noatime",
+        "preserve_noatime",
+        "O_NOATIME of a program on the mount is for the source's file as well; no_preserve_noatime is the default.",
+    ),
+    Option("no_preserve_noatime", "preserve_noatime", value=False),
+)
+"""For every command that shares a directory."""
+
+
+def check_share(options: ShareOptions) -> None:
+    """Options that contradict each other. UserError names them."""
+    if options.writeback and options.cache in (Cache.NEVER, Cache.METADATA):
+        raise UserError(
+            f"writeback needs a page cache, and cache={options.cache.value} has none: cache=auto or always",
+            exitcodes.USAGE,
+        )
+    if options.posix_acl and not options.xattr:
+        raise UserError("posix_acl and no_xattr exclude each other: an access list is an xattr", exitcodes.USAGE)
+    check_sandbox(options)
