@@ -13,6 +13,7 @@ from .fs.tree.config import Choice, ReaddirPlus, TreeConfig
 from .option_rows import MIB, Option, Setting, gather, name_of, one_of, size_in_bytes, threads_number
 from .sandbox_options import SANDBOX_OPTIONS
 from .share_options import SHARE_OPTIONS, ShareOptions, check_share
+from .transport_options import TRANSPORT_OPTIONS, Transport, check_transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class MountOptions(ShareOptions):
     max_write: int = MIB
     passthrough: Choice = Choice.AUTO
     io_uring: Choice = Choice.AUTO
+    transport: Transport = Transport.AUTO
     threads: int = 8
     auto_unmount: bool = False
     nonempty: bool = False
@@ -120,6 +122,7 @@ OPTIONS: tuple[Option, ...] = (
         parse=one_of(Choice),
         metavar="WHEN",
     ),
+    *TRANSPORT_OPTIONS,
     Option("xattr", "xattr", "Extended attributes are those of SRC (the default); no_xattr: there are none."),
     Option("no_xattr", "xattr", value=False),
     Option(
@@ -176,4 +179,5 @@ def _check(options: MountOptions) -> None:
         )
     if options.posix_acl and not options.default_permissions:
         raise UserError("posix_acl and no_default_permissions exclude each other", exitcodes.USAGE)
+    check_transport(options)
     check_share(options)

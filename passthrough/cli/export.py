@@ -13,7 +13,9 @@ from ..fs.image.blkdev import IOCTLS
 from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
 from ..sandbox_options import SandboxMode
 from ..transport import mounting
-from . import background, confine
+from ..transport.llfuse.session import LlfuseSession
+from ..transport_options import Transport
+from . import background, by_llfuse, confine
 from .channel import Channel
 from .door import MountDoor, see_that_it_answers
 from .keeper import Daemon, keep
@@ -29,6 +31,7 @@ def run(image: str, file: str, options: ExportOptions, *, foreground: bool) -> i
     options = _within_rights(options)
     stays = foreground or options.debug
     log.to_stderr(debug=options.debug)
+    options = by_llfuse.with_door(options)
     flags, required = uring_flags(options.io_uring)
     settings = Settings(
         threads=options.threads,
@@ -36,6 +39,7 @@ def run(image: str, file: str, options: ExportOptions, *, foreground: bool) -> i
         flags=flags,
         required=required,
         debug=options.debug,
+        llfuse=options.transport is Transport.LLFUSE,
     )
     try:
         export = _Export(image, options)
@@ -46,7 +50,7 @@ def run(image: str, file: str, options: ExportOptions, *, foreground: bool) -> i
         print("\n".join(confine.explain(options, export.needs(settings, frozenset()), prepare)))
         return exitcodes.OK
     confine.warn(options)
-    door = MountDoor(_request(export.source, real, options), source=export.source, threads=options.threads)
+    door = MountDoor(_request(export.source, real, options), source=export.source, descriptors=settings.descriptors)
 
     def begin(ready: background.Ready) -> int:
         confine.preload()
@@ -108,11 +112,12 @@ class _Export:
         """What the child of the keeper does."""
 
         def run(outside: Channel) -> int:
-            before = open_descriptors()
+            session = by_llfuse.begun(settings)
+            before = open_descriptors() - by_llfuse.descriptors(session)
             source = self._open()
             needs = self.needs(settings, streams.keep | open_descriptors() - before, source.descriptor)
             try:
-                return self._served(source, needs, settings, streams, outside)
+                return self._served(source, needs, settings, streams, outside, session)
             finally:
                 source.close()
 
@@ -140,9 +145,10 @@ class _Export:
         settings: Settings,
         streams: background.Streams,
         outside: Channel,
+        session: LlfuseSession | None,
     ) -> int:
         config = self._options.image(os.getuid(), os.getgid())
-        service = Service(settings, outside, lambda inside, budget: Image(source, config))
+        service = Service(settings, outside, lambda inside, budget: Image(source, config), session)
         inside, tell = confine.enter(self._options, needs, outside, [service.step])
 
         def begun() -> None:
@@ -168,5 +174,6 @@ def _request(source: str, file: str, options: ExportOptions) -> mounting.MountRe
         fsname=options.fsname or source,
         subtype=options.subtype,
         allow_other=options.allow_other is Choice.ON,
+        old_helper=options.transport is Transport.LLFUSE,
         kind=stat.S_IFREG,
     )

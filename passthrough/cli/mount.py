@@ -17,7 +17,8 @@ from ..options import MountOptions
 from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
 from ..sandbox_options import SandboxMode
 from ..transport import mounting
-from . import background, confine
+from ..transport_options import Transport
+from . import background, by_llfuse, confine
 from .channel import Channel
 from .door import MountDoor, see_that_it_answers
 from .keeper import Daemon, keep
@@ -38,6 +39,7 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     options = _within_rights(options)
     stays = foreground or options.debug
     log.to_stderr(debug=options.debug)
+    options = by_llfuse.with_door(options)
     flags, required = uring_flags(options.io_uring)
     settings = Settings(
         threads=options.threads,
@@ -47,6 +49,7 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
         required=required,
         owner=os.getuid() if options.allow_root else None,
         debug=options.debug,
+        llfuse=options.transport is Transport.LLFUSE,
     )
     share = Share(source_fd, os.path.realpath(source), real, options)
     if options.sandbox_explain:
@@ -56,7 +59,7 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     confine.warn(options)
     if options.writeback and options.passthrough is Choice.AUTO:
         _log.info("with writeback the kernel does not read and write the files itself: passthrough=off")
-    door = MountDoor(_request(source, real, options), source=os.path.abspath(source), threads=options.threads)
+    door = MountDoor(_request(source, real, options), source=os.path.abspath(source), descriptors=settings.descriptors)
 
     def begin(ready: background.Ready) -> int:
         confine.preload()
@@ -102,11 +105,14 @@ class Share:
 
     def daemon(self, settings: Settings, streams: background.Streams) -> Daemon:
         """What the child of the keeper does."""
-        needs = self.needs(settings, streams.keep)
 
         def run(outside: Channel) -> int:
             covered: list[Covered] = []
-            service = Service(settings, outside, lambda inside, budget: self._file_system(inside, budget, covered))
+            session = by_llfuse.begun(settings)
+            needs = self.needs(settings, streams.keep | by_llfuse.descriptors(session))
+            service = Service(
+                settings, outside, lambda inside, budget: self._file_system(inside, budget, covered), session
+            )
             steps = [sandbox.Step("remember what the mount will cover", lambda: covered.extend(self._covered()))]
             inside, tell = confine.enter(self._options, needs, outside, [*steps, service.step])
 
@@ -205,4 +211,5 @@ def _request(source: str, mountpoint: str, options: MountOptions) -> mounting.Mo
         owner_only=options.allow_root,
         default_permissions=options.default_permissions,
         max_read=options.max_read,
+        old_helper=options.transport is Transport.LLFUSE,
     )

@@ -19,6 +19,7 @@ from ..protocol import constants as c
 from ..protocol.negotiation import Wishes
 from ..server import Server
 from ..transport import uring
+from ..transport.llfuse.session import LlfuseSession
 from ..transport.session import Session
 from .channel import Channel
 from .signals import Signals
@@ -75,23 +76,37 @@ class Settings:
     required: int = 0
     owner: int | None = None
     debug: bool = False
+    llfuse: bool = False
+
+    @property
+    def descriptors(self) -> int:
+        """How many of the device the daemon needs: one per thread, and one for llfuse's workers together."""
+        return 1 if self.llfuse else self.threads
 
 
 class Service:
     """The daemon's side of one mount.
 
     make(inside, descriptors) makes the file system when the sandbox is closed: descriptors is how many its clients may
-    pin. Where /sys and /proc are needed, they are looked at when this is made, which is outside.
+    pin. Where /sys and /proc are needed, they are looked at when this is made, which is outside. by_llfuse is its
+    session, where that is the door.
     """
 
-    def __init__(self, settings: Settings, outside: Channel, make: Callable[[sandbox.Inside, int], FileSystem]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        outside: Channel,
+        make: Callable[[sandbox.Inside, int], FileSystem],
+        by_llfuse: LlfuseSession | None = None,
+    ) -> None:
         self._settings = settings
         self._outside = outside
         self._make = make
         self._cpus = uring.possible_cpus() if settings.flags else []
         self._own = 0
-        self._session: Session
-        self._server: Server
+        self._by_llfuse = by_llfuse
+        self._session: Session | LlfuseSession
+        self._server: Server | LlfuseSession
         self._fs: FileSystem
 
     @property
@@ -108,6 +123,10 @@ class Service:
 
     def _take_over(self) -> None:
         descriptors = self._hear_descriptors()
+        if self._by_llfuse is not None:
+            self._by_llfuse.take_over(descriptors[0])
+            self._session = self._by_llfuse
+            return
         payload = max(self._settings.max_write, self._settings.max_read)
         self._session = Session(descriptors[0], self._settings.threads, payload, descriptors[1:], self._cpus)
 
@@ -168,15 +187,19 @@ class Service:
             raise UserError(why, exitcodes.KERNEL)
 
     def _attempt(self, wishes: Wishes) -> str | None:
-        self._server = Server(
+        session = self._session
+        if isinstance(session, LlfuseSession):
+            self._server = session
+            return session.start(self._fs, wishes)
+        self._server = server = Server(
             self._fs,
             wishes,
-            kernel=self._session,
+            kernel=session,
             debug=log.debug if self._settings.debug else None,
             owner=self._settings.owner,
         )
-        self._session.start(self._server)
-        return self._server.failure
+        session.start(server)
+        return server.failure
 
     def _give_up(self) -> None:
         """The mount could not begin, and is being undone outside."""

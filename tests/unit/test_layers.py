@@ -57,6 +57,7 @@ P = "passthrough"
 _CORE = (f"{P}.protocol", f"{P}.filesystem", f"{P}.syscalls")
 _SERVER = (f"{P}.calls", f"{P}.server", f"{P}.waiting", f"{P}.trace")
 _ERRORS = (f"{P}.errors", f"{P}.exitcodes")
+_OPTIONS = (f"{P}.option_rows", f"{P}.sandbox_options", f"{P}.transport_options")
 _VHOST = "passthrough.transport.vhost.{}".format  # virtqueues know no FUSE: virtiofs alone knows both
 RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((f"{P}.protocol",), (f"{P}.protocol",)),
@@ -79,10 +80,11 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((f"{P}.option_rows",), _ERRORS),
     ((f"{P}.sandbox_options",), (f"{P}.option_rows", f"{P}.fs", *_ERRORS)),
     ((f"{P}.share_options",), (f"{P}.option_rows", f"{P}.sandbox_options", f"{P}.fs", *_ERRORS)),
-    ((f"{P}.options",), (f"{P}.option_rows", f"{P}.sandbox_options", f"{P}.share_options", f"{P}.fs", *_ERRORS)),
+    ((f"{P}.transport_options",), (f"{P}.option_rows", f"{P}.fs", *_ERRORS)),
+    ((f"{P}.options",), (*_OPTIONS, f"{P}.share_options", f"{P}.fs", *_ERRORS)),
     (
         (f"{P}.export_options",),
-        (f"{P}.option_rows", f"{P}.sandbox_options", f"{P}.options", f"{P}.fs", *_ERRORS),
+        (*_OPTIONS, f"{P}.options", f"{P}.fs", *_ERRORS),
     ),
     ((f"{P}.doctor",), (f"{P}.transport", *_CORE, *_ERRORS)),
     (("sandbox",), ("sandbox",)),

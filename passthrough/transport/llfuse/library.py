@@ -12,7 +12,6 @@ while several threads run, and libfuse's helper would not mount there: it is in 
 import importlib
 import os
 import re
-import shutil
 import stat
 import tempfile
 import threading
@@ -23,9 +22,6 @@ from ... import exitcodes, syscalls
 from ...errors import UserError
 from .. import mounting
 from .operations import Operations
-
-HELPER = "fusermount"
-"""What libfuse 2 mounts with where mount(2) is not the user's to call."""
 
 _FUSE_DEVICE = (10, 229)  # MISC_MAJOR and FUSE_MINOR (linux/miscdevice.h)
 _OLDEST = (1, 4)
@@ -42,14 +38,9 @@ def missing() -> str | None:
     numbers = tuple(map(int, re.findall(r"\d+", str(library.__version__))))
     if numbers < _OLDEST:
         return f"llfuse {library.__version__} is too old, 1.4 is needed: pip install --upgrade llfuse"
-    if not mounting.may_mount() and helper_path() is None:
-        return f"libfuse 2 mounts through {HELPER} for an ordinary user, which is not installed: apt install fuse3"
+    if not mounting.may_mount() and mounting.old_helper_path() is None:
+        return f"llfuse needs {mounting.OLD_HELPER} for an ordinary user, which is not installed: apt install fuse3"
     return None
-
-
-def helper_path() -> str | None:
-    """Where libfuse 2's helper is, or None."""
-    return shutil.which(HELPER) or shutil.which(HELPER, path="/usr/bin:/bin")
 
 
 def begin(words: frozenset[str], directory: str) -> tuple[Operations, int]:

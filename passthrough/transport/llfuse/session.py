@@ -39,7 +39,7 @@ _NODEIDS = {
 
 def words(max_write: int, *, owner_only: bool, debug: bool) -> frozenset[str]:
     """libfuse's options of a session. Those of the mount itself are given where that is made."""
-    found = {"atomic_o_trunc", "big_writes", "nonempty", f"max_write={min(max_write, MAX_WRITE)}"}
+    found = {"atomic_o_trunc", "big_writes", f"max_write={min(max_write, MAX_WRITE)}"}
     found |= {"no_splice_read", "no_splice_write", "no_splice_move"}  # the sandbox has no pipes
     found |= {"allow_root"} if owner_only else set()
     return frozenset(found | ({"debug"} if debug else set()))
@@ -52,11 +52,11 @@ class LlfuseSession:
 
     def __init__(self, operations: Operations, fd: int, workers: int) -> None:
         """fd is what library.begin() said; workers how many requests are served side by side, at least 2."""
-        self.ended = os.eventfd(0, os.EFD_CLOEXEC)
+        self.ended = -1  # before take_over
         self.failure: str | None = None
         self._operations = operations
         self._library = operations.library
-        self._fd = fd
+        self.fd = fd
         self._workers = max(2, workers)
         self._may_wait = threading.Semaphore(self._workers - 1)
         self._agreement: Agreement | None = None
@@ -66,8 +66,9 @@ class LlfuseSession:
 
     def take_over(self, device: int) -> None:
         """In the process that serves, in its main thread: the mount's descriptor takes the place of libfuse's."""
-        os.dup2(device, self._fd, inheritable=False)
+        os.dup2(device, self.fd, inheritable=False)
         os.close(device)
+        self.ended = os.eventfd(0, os.EFD_CLOEXEC)
         # At its end llfuse wakes its workers by this signal, which would end a process that has not prepared for it.
         signal.signal(signal.SIGUSR1, lambda number, frame: None)
 
@@ -127,7 +128,7 @@ class LlfuseSession:
 
     def _send(self, message: bytes) -> bool:
         try:
-            os.write(self._fd, message)
+            os.write(self.fd, message)
         except OSError as error:
             if error.errno not in GONE and error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENOTEMPTY):
                 log.debug("notification refused: %s", error.strerror)
