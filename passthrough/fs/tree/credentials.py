@@ -63,6 +63,8 @@ class _Caller:
         ctx = self._ctx
         if ctx.uid == FUSE_INVALID_UIDGID or ctx.gid == FUSE_INVALID_UIDGID:
             raise failure(errno.EOVERFLOW)  # -1 would mean: stay root
+        # A thread reads its own sets at its first look at them, which must be as itself.
+        override = self._thread.override_alone if self._thread is not None else None
         try:
             if ctx.groups:
                 syscalls.thread_setgroups(ctx.groups)
@@ -70,8 +72,8 @@ class _Caller:
                 syscalls.thread_setresgid(ctx.gid)
             if ctx.uid:
                 syscalls.thread_setresuid(ctx.uid)
-                if self._thread is not None:
-                    syscalls.thread_capset(self._thread.override_alone)
+                if override is not None:
+                    syscalls.thread_capset(override)
         except OSError:
             self.__exit__(None, None, None)
             raise

@@ -24,7 +24,7 @@ from .operations import Operations
 log = logging.getLogger(__name__)
 
 MINOR = 19
-FLAGS = c.FUSE_ASYNC_READ | c.FUSE_ATOMIC_O_TRUNC | c.FUSE_BIG_WRITES
+FLAGS = c.FUSE_ASYNC_READ | c.FUSE_BIG_WRITES
 MAX_WRITE = 1 << 17
 """FUSE_MAX_PAGES_PER_REQ before MAX_PAGES: 32 pages of 4096 bytes."""
 _POLL_S = 0.005
@@ -39,7 +39,7 @@ _NODEIDS = {
 
 def words(max_write: int, *, owner_only: bool, debug: bool) -> frozenset[str]:
     """libfuse's options of a session. Those of the mount itself are given where that is made."""
-    found = {"atomic_o_trunc", "big_writes", f"max_write={min(max_write, MAX_WRITE)}"}
+    found = {"big_writes", f"max_write={min(max_write, MAX_WRITE)}"}
     found |= {"no_splice_read", "no_splice_write", "no_splice_move"}  # the sandbox has no pipes
     found |= {"allow_root"} if owner_only else set()
     return frozenset(found | ({"debug"} if debug else set()))

@@ -98,6 +98,17 @@ _APPENDS = "fs/fuse/passthrough.c opens the backing file with O_APPEND, and F_SE
 _PASSING = {"append off": _APPENDS}
 _LOCALLY = _ANY | {"shared flock": _LOCAL, "shared posix_lock": _LOCAL}
 _DEFAULT = _LOCALLY | _PASSING
+_OLD_LIBRARY = {
+    "append off": "llfuse hands over the flags of open(2), and not those that fcntl(2) sets",
+    "access lists": "libfuse 2.9 knows no FUSE_POSIX_ACL (7.26), so they are hidden",
+    "birth": "libfuse 2.9 knows no STATX (7.39)",
+    "fallocate": "llfuse has no fallocate: EOPNOTSUPP",
+    "holes": "libfuse 2.9 knows no LSEEK (7.24): the kernel takes a file for one piece of data",
+    "inode flags": "llfuse has no ioctl: ENOTTY",
+    "rename flags": "libfuse 2.9 knows no RENAME2 (7.23): EINVAL",
+    "unnamed files": "libfuse 2.9 knows no TMPFILE (7.37): EOPNOTSUPP",
+}
+"""What llfuse cannot do, as the kernel then does; test_llfuse.py looks that it is refused like that."""
 
 _GUEST = "PASSTHROUGH_GUEST"
 """Set in a virtual machine to SOURCE:POINT: the list runs over that pair, whoever serves it, and nothing is mounted."""
@@ -134,6 +145,14 @@ _ROWS = (
         ("io_uring=on", "passthrough=off", "flock", "posix_lock", "cache=never"),
         _ANY | _WITHOUT,
         enter=by_uring,
+    ),
+    Mode("transport=llfuse", ("transport=llfuse",), _LOCALLY | _WITHOUT | _OLD_LIBRARY),
+    Mode(
+        "transport=llfuse,seccomp=log,threads=1",
+        ("transport=llfuse", "seccomp=log", "threads=1"),
+        _LOCALLY | _WITHOUT | _OLD_LIBRARY,
+        enter=logged,
+        core=True,
     ),
     Mode("seccomp=log", ("seccomp=log",), _DEFAULT, enter=logged),
     Mode(
@@ -197,9 +216,13 @@ class Tree:
         assert shown == plain, f"mount: {shown!r}, plain directory: {plain!r}"
         return shown
 
+    def has(self, feature: str) -> bool:
+        """Whether this row can do it."""
+        return feature not in self.mode.lacks
+
     def needs(self, feature: str) -> None:
         """Skip where this row lacks it."""
-        if feature in self.mode.lacks:
+        if not self.has(feature):
             pytest.skip(f"{feature}: {self.mode.lacks[feature]}")
 
     def compare(self) -> None:
