@@ -22,7 +22,7 @@ TRANSPORT_OPTIONS: tuple[Option, ...] = (
     Option(
         "transport",
         "transport",
-        "How requests come: devfuse (read from /dev/fuse by the daemon itself), llfuse (by libfuse 2) or auto (devfuse; "
+        "How requests come: devfuse (the daemon reads /dev/fuse itself), llfuse (by libfuse 2) or auto (devfuse, or "
         "llfuse where that cannot be had; the default).",
         parse=one_of(Transport),
         metavar="DOOR",
@@ -45,7 +45,7 @@ _BEYOND_LLFUSE: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 def beyond_llfuse(options: Any) -> str | None:
     """What among these options llfuse cannot do, with the reason, or None."""
     for field, values, why in _BEYOND_LLFUSE:
-        value = getattr(options, field, None)
+        value: Any = getattr(options, field, None)
         if value in values:
             said = field if value is True else f"{field}={value.value}"
             return f"{said} cannot be had with llfuse: {why}"

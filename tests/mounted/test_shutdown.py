@@ -39,8 +39,9 @@ SOON_S = 20.0
 """More than any shutdown may take, on a machine that is busy with other things."""
 CUT_OFF = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV, errno.ECANCELED}
 """What those get who still hold something of a mount that is gone (the last: its daemon was killed, and had rings)."""
-LEFT = {"daemon": {b"written"}, "default": {b"written", b"writtenmore"}}
+LEFT = {"daemon": {b"written"}, "default": {b"written", b"writtenmore"}, "llfuse": {b"written"}}
 """What a file may hold that was written to after the end: where the kernel writes it itself, it still can."""
+_WAYS = {"daemon": ("-o", "passthrough=off,io_uring=off"), "default": (), "llfuse": ("--transport=llfuse",)}
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
@@ -76,8 +77,8 @@ def way(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def mount(harness: Harness, way: str) -> Mount:
-    """A mount with the default options, or without help from the kernel."""
-    return harness.mount(*(["-o", "passthrough=off,io_uring=off"] if way == "daemon" else []))
+    """A mount with the default options, without help from the kernel, or through llfuse."""
+    return harness.mount(*_WAYS[way])
 
 
 @contextlib.contextmanager

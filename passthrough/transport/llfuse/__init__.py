@@ -3,6 +3,7 @@
 library     the module, and a session of libfuse's that a mount of ours is put under
 nodes       node numbers, which to llfuse are inode numbers
 handles     what an open file is remembered by
+rooms       memory for data
 operations  llfuse's Operations: one call of a FileSystem each
 session     INIT, the workers, the end
 

@@ -1,9 +1,9 @@
 """The module llfuse, and a session of libfuse 2's for a mount that is made elsewhere.
 
-llfuse.init mounts, always: that libfuse takes an open device (/dev/fd/N as the mount point) is as young as 3.3. Our mount
-is made outside of the sandbox, as for the direct door, so that all that undoes, finds and reports it is the same. So
-libfuse mounts where nobody sees it, that mount goes at once, and the descriptor that is left is replaced by our mount's
-(session.take_over) before anything was read from either.
+llfuse.init mounts, always: that libfuse takes an open device (/dev/fd/N as the mount point) is as young as 3.3. Our
+mount is made outside of the sandbox, as for the direct door, so that all that undoes, finds and reports it is the same.
+So libfuse mounts where nobody sees it, that mount goes at once, and the descriptor that is left is replaced by our
+mount's (session.take_over) before anything was read from either.
 
 For root that mount is in a mount namespace of a thread's own, which ends with the thread. An ordinary user has none
 while several threads run, and libfuse's helper would not mount there: it is in a directory of that user's for a moment.
@@ -16,7 +16,6 @@ import stat
 import tempfile
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from ... import exitcodes, syscalls
 from ...errors import UserError
@@ -48,6 +47,8 @@ def begin(words: frozenset[str], directory: str) -> tuple[Operations, int]:
     it will read from. words are libfuse's options; directory is one of the user's own. UserError where llfuse fails."""
     library = importlib.import_module("llfuse")
     operations = Operations(library)
+    if mounting.may_mount():
+        os.close(mounting.open_device())  # to say what is wrong with it, as the direct door does
     before = _devices()
     point = tempfile.mkdtemp(prefix="llfuse-", dir=directory)
     try:

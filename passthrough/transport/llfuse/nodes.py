@@ -1,4 +1,4 @@
-"""Node numbers. llfuse has one number for two things, the nodeid and st_ino: the kernel gets the inode number as nodeid.
+"""Node numbers. llfuse has one for two things, the nodeid and st_ino: the kernel gets the inode number as nodeid.
 
 A number that is taken already, by another node of the same inode number or by the protocol (0 is no node, 1 the root),
 is replaced by one that no file system gives out, and st_ino shows it.

@@ -20,10 +20,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ...filesystem import Attr, Context, Dirent, Entry, FileSystem, Later, Opened, SetAttr, failure
 from ...protocol import constants as c
-from ...protocol.values import NS_PER_S, FileRange, Fill
+from ...protocol.values import NS_PER_S
 from ...server import failed
 from .handles import Handles, Held
 from .nodes import Nodes
+from .rooms import Rooms, waited_for
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def served(method: Method[P, R]) -> Method[P, R]:
     """One request: without llfuse's lock, and with every failure as a FUSEError."""
 
     @functools.wraps(method)
-    def call(self: "Operations", *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
         with self.library.lock_released:
             self.began()
             try:
@@ -77,6 +78,7 @@ class Operations:
         self.fs = FileSystem()
         self.on_init: Callable[[], None] = lambda: None
         self.drop_pages: Callable[[int], None] = lambda number: None
+        self._rooms = Rooms()
         self._lock = threading.Lock()
         self._running = 0
 
@@ -238,17 +240,19 @@ class Operations:
         return self.files.add(Held(nodeid, opened.fh, flags, who))
 
     @served
-    def read(self, fh: int, offset: int, size: int) -> bytes | bytearray | memoryview:
-        """READ."""
+    def read(self, fh: int, offset: int, size: int) -> bytes | memoryview:
+        """READ. llfuse has copied the bytes when it takes this thread's next request."""
         held = self.files.get(fh)
-        return _bytes_of(self.fs.read(held.ctx, held.nodeid, held.fh, offset, size, held.flags), size)
+        return self._rooms.filled(self.fs.read(held.ctx, held.nodeid, held.fh, offset, size, held.flags), size)
 
     @served
     def write(self, fh: int, offset: int, data: bytes) -> int:
         """WRITE."""
         held = self.files.get(fh)
-        written = self.fs.write(held.ctx, held.nodeid, held.fh, offset, (memoryview(data),), 0, held.flags)
-        return _waited_for(written, bytearray()) if isinstance(written, Later) else written
+        room = self._rooms.of(len(data))
+        room[:] = data
+        written = self.fs.write(held.ctx, held.nodeid, held.fh, offset, (room,), 0, held.flags)
+        return waited_for(written, memoryview(b"")) if isinstance(written, Later) else written
 
     @served
     def flush(self, fh: int) -> None:
@@ -362,31 +366,3 @@ class Operations:
 def _context(ctx: Any) -> Context:
     """llfuse gives no request's number and no supplementary groups."""
     return Context(0, ctx.uid, ctx.gid, ctx.pid) if ctx is not None else Context(0, 0, 0, 0)
-
-
-def _bytes_of(found: bytes | FileRange | Fill | Later, size: int) -> bytes | bytearray | memoryview:
-    if isinstance(found, FileRange):
-        return os.pread(found.fd, found.size, found.offset)
-    if isinstance(found, Fill):
-        filled = bytearray(min(size, found.size))
-        return memoryview(filled)[: found.into(memoryview(filled))]
-    if isinstance(found, Later):
-        room = bytearray(size)
-        return memoryview(room)[: _waited_for(found, room)]
-    return found[:size]
-
-
-def _waited_for(later: Later, room: bytearray) -> int:
-    """What a request that is answered later comes to: llfuse answers when its handler returns, so a worker waits."""
-    answered = threading.Event()
-    results: list[int] = []
-
-    def answer(result: int) -> None:
-        results.append(result)
-        answered.set()
-
-    later.begin(memoryview(room), answer)
-    answered.wait()
-    if results[0] < 0:
-        raise failure(-results[0])
-    return results[0]

@@ -106,6 +106,7 @@ _OLD_LIBRARY = {
     "holes": "libfuse 2.9 knows no LSEEK (7.24): the kernel takes a file for one piece of data",
     "inode flags": "llfuse has no ioctl: ENOTTY",
     "rename flags": "libfuse 2.9 knows no RENAME2 (7.23): EINVAL",
+    "supplementary groups": "libfuse 2.9 knows no CREATE_SUPP_GROUP (7.38): what depends on one loses SGID",
     "unnamed files": "libfuse 2.9 knows no TMPFILE (7.37): EOPNOTSUPP",
 }
 """What llfuse cannot do, as the kernel then does; test_llfuse.py looks that it is refused like that."""

@@ -106,6 +106,7 @@ def test_sgid_files_in_a_foreign_group(tree: Tree) -> None:
     for d in (tree.mount, tree.plain):
         for path in d.iterdir():
             path.unlink()
+    tree.needs("supplementary groups")
     found = tree.same(lambda d: as_user(lambda: make(d), groups=[_FOREIGN], umask=0))
     assert found == [(NOBODY, _FOREIGN, 0o2755)] * 3, "a member may"
 
