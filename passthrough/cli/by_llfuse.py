@@ -1,4 +1,4 @@
-"""Which door a mount gets, and llfuse's own start: before the sandbox closes, as libfuse opens /dev/fuse by its path."""
+"""Which door a mount gets, and llfuse's start: before the sandbox closes, as libfuse opens /dev/fuse by its path."""
 
 import logging
 from dataclasses import replace

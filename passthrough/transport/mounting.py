@@ -218,7 +218,7 @@ def helper_path() -> str | None:
 
 
 def old_helper_path() -> str | None:
-    """Where libfuse 2's helper is, or None. It takes the same options, and hands the descriptor over like fusermount3."""
+    """Where libfuse 2's helper is, or None. It takes the same options, and hands the descriptor over likewise."""
     return _found(OLD_HELPER)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 import pytest
 
-from ..harness import URING_SWITCH, Harness, wait_until
+from ..harness import NEWER_LLFUSE, URING_SWITCH, Harness, wait_until, with_modules
 from . import sources
 
 T = TypeVar("T")
@@ -47,6 +47,16 @@ def by_uring(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
     harness.cleanups.append(lambda: URING_SWITCH.write_text(before))
     URING_SWITCH.write_text("Y")
     return mounted(harness, mode, place)
+
+
+def by_newer_llfuse(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
+    """The same, with llfuse 1.5."""
+    if not NEWER_LLFUSE.exists():
+        pytest.skip(f"llfuse 1.5 is not in {NEWER_LLFUSE}; make test puts it there")
+    words = ("-o", ",".join(("allow_other", *mode.options)))
+    mount = harness.mount(*words, source=place.share, point=place.point, env=with_modules(NEWER_LLFUSE))
+    assert str(NEWER_LLFUSE) in Path(f"/proc/{mount.pid}/maps").read_text()
+    return Shared(place.source, mount.point, mount.server, mount.pid)
 
 
 def logged(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
@@ -154,6 +164,12 @@ _ROWS = (
         _LOCALLY | _WITHOUT | _OLD_LIBRARY,
         enter=logged,
         core=True,
+    ),
+    Mode(
+        "transport=llfuse (1.5)",
+        ("transport=llfuse",),
+        _LOCALLY | _WITHOUT | _OLD_LIBRARY,
+        enter=by_newer_llfuse,
     ),
     Mode("seccomp=log", ("seccomp=log",), _DEFAULT, enter=logged),
     Mode(
