@@ -557,15 +557,16 @@ class Faulty(share.Tree):
         return super().getxattr(ctx, nodeid, name)
 
 share.Tree = Faulty
-sys.exit(main(["mount", "-f", "--rlimit-nofile=0", sys.argv[2], sys.argv[3]]))
+sys.exit(main(["mount", "-f", "--rlimit-nofile=0", *sys.argv[2:]]))
 """
 
 
-def test_an_unexpected_exception_costs_one_request(harness: Harness) -> None:
+@pytest.mark.parametrize("transport", ["devfuse", "llfuse"])
+def test_an_unexpected_exception_costs_one_request(harness: Harness, transport: str) -> None:
     mount = Mount(harness.directory("source"), harness.directory("mount"))
     harness.mounts.append(mount)
     log = harness.base / "log"
-    words = [sys.executable, "-uc", FAULTY, str(ROOT), str(mount.source), str(mount.point)]
+    words = [sys.executable, "-uc", FAULTY, str(ROOT), f"--transport={transport}", str(mount.source), str(mount.point)]
     with log.open("w") as file, background(*words, stderr=file) as process:
         wait_until(lambda: is_mounted(mount.point) or process.poll() is not None, "mounted")
         assert process.poll() is None, log.read_text()

@@ -57,7 +57,7 @@ def served(method: Method[P, R]) -> Method[P, R]:
             except OverflowError:  # a number that fits no argument of its system call
                 number = errno.EINVAL
             except Exception as error:
-                number = -failed(error, f"llfuse's {method.__name__}")
+                number = -failed(error, method.__name__.strip("_").upper())
             finally:
                 self.ended()
         raise self.library.FUSEError(number)
@@ -124,7 +124,7 @@ class Operations:
             try:
                 self.fs.batch_forget(told)
             except Exception as error:
-                failed(error, "llfuse's forget")
+                failed(error, "FORGET")
 
     @served
     def getattr(self, number: int, ctx: Any) -> Any:
@@ -283,17 +283,17 @@ class Operations:
     def readdir(self, fh: int, offset: int) -> Iterator[tuple[bytes, Any, int]]:
         """READDIR: llfuse takes entries until its buffer is full. Offsets are off_t there, and may be negative."""
         offset &= (1 << 64) - 1
-        batch = self._batch(fh, offset)
+        batch = self._readdir(fh, offset)
         while batch:
             for entry in batch:
                 yield entry.name, self._listed(entry), entry.off - (entry.off >> 63 << 64)
             try:
-                batch = self._batch(fh, batch[-1].off)
+                batch = self._readdir(fh, batch[-1].off)
             except self.library.FUSEError:  # told when it is asked for again: what was given is good
                 return
 
     @served
-    def _batch(self, fh: int, offset: int) -> list[Dirent]:
+    def _readdir(self, fh: int, offset: int) -> list[Dirent]:
         held = self.directories.get(fh)
         return list(self.fs.readdir(held.ctx, held.nodeid, held.fh, offset, _BATCH))
 

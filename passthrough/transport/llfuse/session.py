@@ -24,6 +24,7 @@ from .operations import Operations
 log = logging.getLogger(__name__)
 
 MINOR = 19
+_MINOR_WITH_PRUNE = 45
 FLAGS = c.FUSE_ASYNC_READ | c.FUSE_BIG_WRITES
 MAX_WRITE = 1 << 17
 """FUSE_MAX_PAGES_PER_REQ before MAX_PAGES: 32 pages of 4096 bytes."""
@@ -88,8 +89,10 @@ class LlfuseSession:
         return self.failure
 
     def _init(self, fs: FileSystem, wishes: Wishes) -> None:
+        # The kernel takes a notification that it knows, whatever was agreed; an empty one tells whether it knows it.
+        prunes = self._send(notifications.prune(()))
         agreement = Agreement(
-            minor=MINOR,
+            minor=_MINOR_WITH_PRUNE if prunes else MINOR,
             flags=wishes.flags & FLAGS,
             max_write=min(wishes.max_write, MAX_WRITE),
             max_readahead=wishes.max_readahead,
@@ -119,6 +122,10 @@ class LlfuseSession:
         """Send a notification, with the numbers by which the kernel knows the nodes (Kernel)."""
         code = s.FUSE_OUT_HEADER.struct.unpack_from(message)[1]
         body = bytearray(message[c.OUT_HEADER_SIZE :])
+        if code == c.FUSE_NOTIFY_PRUNE:
+            nodeids = (nodeid for (nodeid,) in struct.iter_unpack("=Q", body[s.FUSE_NOTIFY_PRUNE_OUT.size :]))
+            numbers = (self._operations.nodes.number(nodeid) for nodeid in nodeids)
+            return self._send(notifications.prune([number for number in numbers if number is not None]))
         for at in range(_NODEIDS.get(code, 0)):
             number = self._operations.nodes.number(struct.unpack_from("=Q", body, 8 * at)[0])
             if number is None:
