@@ -247,7 +247,7 @@ def _mount_by_helper(request: MountRequest) -> Mounted:
     return Mounted(fd, request.mountpoint, by_helper=True)
 
 
-def _need_helper(*, old: bool) -> str:
+def _need_helper(*, old: bool = False) -> str:
     path = helper_path() or (old_helper_path() if old else None)
     if path is None:
         raise UserError(

@@ -342,7 +342,8 @@ def test_setattr_names_what_is_to_be_set() -> None:
 
 
 def test_an_open_that_is_not_to_keep_pages_drops_them() -> None:
-    fs, dropped = Recording(), []
+    fs = Recording()
+    dropped: list[int] = []
     made = operations(fs)
     made.drop_pages = dropped.append
     made.open(4711, os.O_RDONLY, WHO)
@@ -437,14 +438,15 @@ def told() -> Iterator[tuple[Kernel, Callable[[], bytes]]]:
 
 def test_notifications_name_nodes_as_the_kernel_knows_them(told: tuple[Kernel, Callable[[], bytes]]) -> None:
     kernel, heard = told
-    for make in (
+    made: tuple[Callable[[int], bytes], ...] = (
         lambda node: notifications.inval_inode(node, 1, 2),
         lambda node: notifications.inval_entry(node, b"name"),
         lambda node: notifications.expire_entry(node, b"name"),
         lambda node: notifications.delete(node, node, b"name"),
         lambda node: notifications.store(node, 0, b"data"),
         lambda node: notifications.prune([node, node]),
-    ):
+    )
+    for make in made:
         assert kernel.notify(make(17))
         assert heard() == make(4711)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from passthrough import exitcodes
+from passthrough import exitcodes, export_options
 from passthrough.cli import parser
 from passthrough.errors import UserError
 from passthrough.fs.tree.config import NS_PER_S, Cache, Choice, ReaddirPlus
@@ -14,6 +14,7 @@ from passthrough.option_rows import Option, Setting, split_words
 from passthrough.options import OPTIONS, MountOptions, collect
 from passthrough.sandbox_options import SandboxMode, SeccompMode
 from passthrough.transport.mounting import MOUNT_FLAGS
+from passthrough.transport_options import Transport
 
 _WORDS = [option.word for option in OPTIONS]
 _FLAGS = [option for option in OPTIONS if option.parse is None]
@@ -32,6 +33,7 @@ _VALUES: dict[str, tuple[tuple[str, object], ...]] = {
     "readdirplus": tuple((when.value, when) for when in ReaddirPlus),
     "passthrough": tuple((when.value, when) for when in Choice),
     "io_uring": tuple((when.value, when) for when in Choice),
+    "transport": tuple((door.value, door) for door in Transport),
     "threads": (("1", 1), ("256", 256)),
     "sandbox": tuple((mode.value, mode) for mode in SandboxMode),
     "landlock": tuple((when.value, when) for when in Choice),
@@ -54,6 +56,7 @@ _BAD: dict[str, tuple[str, ...]] = {
     "readdirplus": ("yes", ""),
     "passthrough": ("yes", "", "On"),
     "io_uring": ("yes", "", "1"),
+    "transport": ("fuse", "", "Llfuse"),
     "threads": ("0", "257", "-1", "1.0", "two", ""),
     "sandbox": ("", "yes", "Namespace"),
     "landlock": ("", "yes"),
@@ -227,6 +230,15 @@ def test_sloppy_forgives_unknown_words_alone() -> None:
         "cache=metadata,writeback",
         "posix_acl,no_xattr",
         "no_default_permissions,posix_acl",
+        "transport=llfuse,cache=never",
+        "transport=llfuse,cache=metadata",
+        "transport=llfuse,writeback",
+        "transport=llfuse,passthrough=on",
+        "transport=llfuse,io_uring=on",
+        "transport=llfuse,readdirplus=auto",
+        "transport=llfuse,posix_acl",
+        "transport=llfuse,flock",
+        "transport=llfuse,posix_lock",
     ],
 )
 def test_contradictions_are_refused_in_either_order(text: str) -> None:
@@ -244,10 +256,23 @@ def test_contradictions_are_refused_in_either_order(text: str) -> None:
         "writeback,cache=never,cache=auto",
         "writeback,no_writeback,cache=never",
         "posix_acl,no_posix_acl,no_xattr",
+        "transport=llfuse,cache=always,no_readdirplus,no_flock,passthrough=auto,io_uring=off",
+        "transport=llfuse,writeback,no_writeback",
+        "transport=auto,writeback",
+        "transport=devfuse,io_uring=on",
     ],
 )
 def test_what_does_not_contradict_is_taken(text: str) -> None:
     assert with_dash_o(text) != MountOptions()
+
+
+@pytest.mark.parametrize("word", ["passthrough", "io_uring"])
+def test_what_llfuse_cannot_do_for_an_export(word: str) -> None:
+    settings = split_words(f"transport=llfuse,{word}=on")
+    with pytest.raises(UserError, match=f"transport=llfuse: {word}=on cannot be had with llfuse") as raised:
+        export_options.collect(settings)
+    assert raised.value.status == exitcodes.USAGE
+    assert export_options.collect(settings[:1]).transport is Transport.LLFUSE
 
 
 def test_no_access_lists_without_what_they_need() -> None:

@@ -16,6 +16,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ... import exitcodes, syscalls
 from ...errors import UserError
@@ -24,21 +25,37 @@ from .operations import Operations
 
 _FUSE_DEVICE = (10, 229)  # MISC_MAJOR and FUSE_MINOR (linux/miscdevice.h)
 _OLDEST = (1, 4)
+_INSTALL = "apt install python3-llfuse, or pip install llfuse"
 
 
-def missing() -> str | None:
-    """Why llfuse cannot be used here, with the remedy, or None where it can."""
+class Missing(NamedTuple):
+    """Why llfuse cannot be used, and what to do about it."""
+
+    why: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.why}: {self.remedy}"
+
+
+def version() -> str:
+    """llfuse's."""
+    return str(importlib.import_module("llfuse").__version__)
+
+
+def missing() -> Missing | None:
+    """Why llfuse cannot be used here, or None where it can."""
     try:
-        library = importlib.import_module("llfuse")
+        found = version()
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "llfuse":
-            return "the Python module llfuse is not installed: apt install python3-llfuse, or pip install llfuse"
-        return f"the Python module llfuse cannot be loaded: {error}"
-    numbers = tuple(map(int, re.findall(r"\d+", str(library.__version__))))
-    if numbers < _OLDEST:
-        return f"llfuse {library.__version__} is too old, 1.4 is needed: pip install --upgrade llfuse"
+            return Missing("the Python module llfuse is not installed", _INSTALL)
+        return Missing(f"the Python module llfuse cannot be loaded ({error})", _INSTALL)
+    if tuple(map(int, re.findall(r"\d+", found))) < _OLDEST:
+        return Missing(f"llfuse {found} is too old, 1.4 is needed", "pip install -U llfuse")
     if not mounting.may_mount() and mounting.old_helper_path() is None:
-        return f"llfuse needs {mounting.OLD_HELPER} for an ordinary user, which is not installed: apt install fuse3"
+        why = f"llfuse needs {mounting.OLD_HELPER} for an ordinary user, which is not installed"
+        return Missing(why, "apt install fuse3")
     return None
 
 
