@@ -104,8 +104,10 @@ class LlfuseSession:
         except Exception as error:
             self.failure = f"the file system could not begin: {error}"
             raise  # and so llfuse ends
-        self._agreement = agreement
-        self._begun.set()
+        else:
+            self._agreement = agreement
+        finally:
+            self._begun.set()
 
     def _run(self) -> None:
         try:
