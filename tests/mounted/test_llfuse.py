@@ -23,6 +23,7 @@ from .harness import (
     Mount,
     apart,
     background,
+    command,
     ended,
     is_mounted,
     log_size,
@@ -129,6 +130,34 @@ def test_umount_by_the_kernel_s_own_command(mount: Mount) -> None:
     subprocess.run(["umount", mount.point], check=True)
     assert ended(mount.pid)
     assert not is_mounted(mount.point)
+
+
+def test_root_alone_besides_the_one_who_mounts(harness: Harness) -> None:
+    """allow_root is libfuse's to keep here."""
+    mount = harness.mount(LLFUSE, "--allow-root")
+    (mount.point / "file").touch()
+    result = subprocess.run(["ls", mount.point], user=65534, extra_groups=[], capture_output=True, check=False)
+    assert b"Permission denied" in result.stderr
+
+
+def test_debug_shows_libfuse_s_lines(harness: Harness, pair: tuple[Path, Path]) -> None:
+    harness.mounts.append(Mount(*pair))
+    words, log = command("mount", LLFUSE, "--debug", *pair), harness.base / "log"
+    with log.open("w") as file, background(*words, stderr=file, env=with_modules()) as process:
+        wait_until(lambda: is_mounted(pair[1]) or process.poll() is not None, "mounted")
+        (pair[1] / "file").touch()
+        assert run("umount", pair[1]).returncode == 0
+        assert process.wait(TIMEOUT_S) == exitcodes.OK
+    assert "opcode: CREATE" in log.read_text()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_standard_streams(harness: Harness, pair: tuple[Path, Path], closed: str) -> None:
+    harness.mounts.append(Mount(*pair))
+    words = ["sh", "-c", f'exec "$@" {closed}', "sh", *command("mount", LLFUSE, *pair)]
+    assert subprocess.run(words, env=with_modules(), check=False, timeout=TIMEOUT_S).returncode == exitcodes.OK
+    (pair[1] / "file").touch()
+    assert (pair[0] / "file").exists()
 
 
 # What it cannot do
