@@ -317,6 +317,27 @@ def test_what_is_forgotten_is_let_go(mount: Mount) -> None:
         again.close()
 
 
+# Pages in the cache
+
+
+def test_an_open_sees_what_has_changed_behind(mount: Mount) -> None:
+    """Content of the same length, which the kernel notices by nothing else; an open file may show what was read."""
+    (mount.source / "file").write_bytes(b"old content")
+    for content in (b"old content", b"new content", b"any content"):
+        with opened(mount.source / "file") as fd:
+            os.pwrite(fd, content, 0)
+        assert (mount.point / "file").read_bytes() == content
+
+
+def test_with_cache_always_pages_are_kept(harness: Harness) -> None:
+    mount = harness.mount(LLFUSE, "--cache=always")
+    (mount.source / "file").write_bytes(b"old content")
+    assert (mount.point / "file").read_bytes() == b"old content"
+    with opened(mount.source / "file") as fd:
+        os.pwrite(fd, b"new content", 0)
+    assert (mount.point / "file").read_bytes() == b"old content"
+
+
 # Side by side
 
 
