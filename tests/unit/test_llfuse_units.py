@@ -216,6 +216,18 @@ def test_a_bug_costs_one_request(name: str, caplog: pytest.LogCaptureFixture) ->
     assert caplog.text.count(f"a bug of ours: {name.upper()} failed") == 1
 
 
+@pytest.mark.parametrize(
+    "name", ["lookup", "getattr", "readlink", "statfs", "read", "readdir", "getxattr", "listxattr"]
+)
+def test_a_value_of_the_wrong_type_costs_one_request(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Mistaken(FileSystem):
+        def __getattribute__(self, name: str) -> Any:
+            return lambda *_: ["text"]
+
+    assert failure_of(operations(Mistaken()), name, *_CALLS[name]) == errno.EIO
+    assert f"a bug of ours: {name.upper()} failed" in caplog.text
+
+
 def test_a_bug_in_forget_reaches_nobody(caplog: pytest.LogCaptureFixture) -> None:
     fs = Failing()
     fs.error = ValueError("nobody expects this")

@@ -2,8 +2,8 @@
 
 Rules of this file: the values of llfuse become those of the contract and back; nothing is decided here that the file
 system decides. llfuse calls with its global lock held; each call lets it go for as long as the file system is at work,
-so that workers serve side by side. Whatever is raised becomes a FUSEError (server.failed): any other exception would
-end llfuse's main loop.
+so that workers serve side by side. Whatever is raised becomes a FUSEError (server.failed), also where a value is of
+the wrong type: any other exception would end llfuse's main loop.
 
 What llfuse does not hand over: the umask and the caller of requests for open files, flags of getattr, release and
 write, the lock owner, the node that statfs asked about. What it cannot answer: FOPEN_* flags (it always sets
@@ -28,6 +28,7 @@ from .rooms import Rooms, waited_for
 
 log = logging.getLogger(__name__)
 
+_UNSIGNED = (1 << 64) - 1
 _BATCH = 4096  # bytes of directory entries that are asked for at a time: the kernel's buffer may be larger
 _FIELDS = (
     ("update_mode", c.FATTR_MODE),
@@ -161,7 +162,7 @@ class Operations:
     @served
     def readlink(self, number: int, ctx: Any) -> bytes:
         """READLINK."""
-        return self.fs.readlink(_context(ctx), self.nodes.nodeid(number))
+        return bytes(self.fs.readlink(_context(ctx), self.nodes.nodeid(number)))
 
     @served
     def symlink(self, parent: int, name: bytes, target: bytes, ctx: Any) -> Any:
@@ -282,20 +283,19 @@ class Operations:
 
     def readdir(self, fh: int, offset: int) -> Iterator[tuple[bytes, Any, int]]:
         """READDIR: llfuse takes entries until its buffer is full. Offsets are off_t there, and may be negative."""
-        offset &= (1 << 64) - 1
-        batch = self._readdir(fh, offset)
+        batch = self._readdir(fh, offset & _UNSIGNED)
         while batch:
-            for entry in batch:
-                yield entry.name, self._listed(entry), entry.off - (entry.off >> 63 << 64)
+            yield from batch
             try:
-                batch = self._readdir(fh, batch[-1].off)
+                batch = self._readdir(fh, batch[-1][2] & _UNSIGNED)
             except self.library.FUSEError:  # told when it is asked for again: what was given is good
                 return
 
     @served
-    def _readdir(self, fh: int, offset: int) -> list[Dirent]:
+    def _readdir(self, fh: int, offset: int) -> list[tuple[bytes, Any, int]]:
         held = self.directories.get(fh)
-        return list(self.fs.readdir(held.ctx, held.nodeid, held.fh, offset, _BATCH))
+        found = self.fs.readdir(held.ctx, held.nodeid, held.fh, offset, _BATCH)
+        return [(bytes(entry.name), self._listed(entry), entry.off - (entry.off >> 63 << 64)) for entry in found]
 
     @served
     def releasedir(self, fh: int) -> None:
@@ -314,7 +314,7 @@ class Operations:
     @served
     def getxattr(self, number: int, name: bytes, ctx: Any = None) -> bytes:
         """GETXATTR; llfuse also asks by itself, for XATTR_CREATE and XATTR_REPLACE, and then names no caller."""
-        return self.fs.getxattr(_context(ctx), self.nodes.nodeid(number), name)
+        return bytes(self.fs.getxattr(_context(ctx), self.nodes.nodeid(number), name))
 
     @served
     def setxattr(self, number: int, name: bytes, value: bytes, ctx: Any) -> None:
@@ -324,7 +324,7 @@ class Operations:
     @served
     def listxattr(self, number: int, ctx: Any) -> list[bytes]:
         """LISTXATTR."""
-        return list(self.fs.listxattr(_context(ctx), self.nodes.nodeid(number)))
+        return list(map(bytes, self.fs.listxattr(_context(ctx), self.nodes.nodeid(number))))
 
     @served
     def removexattr(self, number: int, name: bytes, ctx: Any) -> None:

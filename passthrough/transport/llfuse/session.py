@@ -13,6 +13,7 @@ import signal
 import struct
 import threading
 
+from ... import syscalls
 from ...filesystem import FileSystem, failure
 from ...protocol import constants as c
 from ...protocol import notifications
@@ -29,6 +30,8 @@ FLAGS = c.FUSE_ASYNC_READ | c.FUSE_BIG_WRITES
 MAX_WRITE = 1 << 17
 """FUSE_MAX_PAGES_PER_REQ before MAX_PAGES: 32 pages of 4096 bytes."""
 _POLL_S = 0.005
+_TOO_LATE = ("No such file or directory", "No such device")
+"""How llfuse's line about a reply ends that came after its request was aborted: it finds nobody, as it should."""
 _NODEIDS = {
     c.FUSE_NOTIFY_INVAL_INODE: 1,
     c.FUSE_NOTIFY_INVAL_ENTRY: 1,
@@ -63,6 +66,7 @@ class LlfuseSession:
         self._agreement: Agreement | None = None
         self._lock = threading.Lock()
         self._begun = threading.Event()
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="llfuse", daemon=True)
 
     def take_over(self, device: int) -> None:
@@ -78,7 +82,9 @@ class LlfuseSession:
         missing = wishes.required & ~FLAGS
         if missing:
             return "llfuse does not offer " + " ".join(flag_names(missing))
-        logging.getLogger("llfuse").addFilter(_worth_telling)
+        told = logging.getLogger("llfuse")
+        told.setLevel(logging.INFO)
+        told.addFilter(self._hear)
         self._operations.fs = fs
         self._operations.on_init = lambda: self._init(fs, wishes)
         self._operations.drop_pages = self._drop_pages
@@ -116,7 +122,25 @@ class LlfuseSession:
             log.debug("llfuse ended", exc_info=True)
             self.failure = self.failure or f"llfuse ended: {error}"
         self._begun.set()
+        self._over.set()
         os.eventfd_write(self.ended, 1)
+
+    def _hear(self, record: logging.LogRecord) -> bool:
+        """Whether a line of llfuse's log is worth telling. Of a loop that is about to end by an exception nothing else
+        tells, and main() says which it was only when all workers have ended."""
+        said = record.getMessage()
+        if "terminating main loop" in said or "aborting processing" in said:
+            threading.Thread(target=self._wake_workers, name="wake", daemon=True).start()
+            return False
+        return not said.endswith(_TOO_LATE)
+
+    def _wake_workers(self) -> None:
+        """llfuse wakes each worker once, which one that is about to read does not notice."""
+        pid = os.getpid()
+        while not self._over.wait(_POLL_S):
+            for thread in threading.enumerate():
+                if thread.name.startswith("fuse-worker-") and thread.native_id is not None:
+                    syscalls.tgkill(pid, thread.native_id, signal.SIGUSR1)
 
     # What the file system may ask of the kernel
 
@@ -174,8 +198,7 @@ class LlfuseSession:
 
     def join(self, timeout: float) -> bool:
         """Wait until all workers have ended; False where one still waits for the kernel after timeout seconds."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return self._over.wait(timeout)
 
     def interrupt_waiting(self) -> None:
         """Nothing waits: locks are the kernel's."""
@@ -186,8 +209,3 @@ class LlfuseSession:
             begun, self._agreement = self._agreement is not None, None
         if begun:
             self._operations.fs.destroy()
-
-
-def _worth_telling(record: logging.LogRecord) -> bool:
-    """Whether a line of llfuse's is: a reply that comes after its request was aborted finds nobody, as it should."""
-    return not record.getMessage().endswith(("No such file or directory", "No such device"))
