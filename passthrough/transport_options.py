@@ -36,6 +36,7 @@ _BEYOND_LLFUSE: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("io_uring", (Choice.ON,), "libfuse 2 is older"),
     ("readdirplus", (ReaddirPlus.AUTO, ReaddirPlus.ALWAYS), "libfuse 2 is older"),
     ("posix_acl", (True,), "libfuse 2 is older; they are hidden"),
+    ("security_label", (True,), "libfuse 2 is older"),
     ("flock", (True,), "it does not hand locks over"),
     ("posix_lock", (True,), "it does not hand locks over"),
 )
