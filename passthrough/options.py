@@ -12,6 +12,7 @@ from .errors import UserError
 from .fs.capability import CAPABILITY
 from .fs.tree.config import Choice, ReaddirPlus, TreeConfig
 from .option_rows import MIB, Option, Setting, gather, name_of, one_of, size_in_bytes, threads_number
+from .process_options import LOG_OPTIONS
 from .sandbox_options import SANDBOX_OPTIONS
 from .share_options import SHARE_OPTIONS, ShareOptions, Writeout, check_share
 from .transport_options import TRANSPORT_OPTIONS, Transport, check_transport
@@ -40,7 +41,6 @@ class MountOptions(ShareOptions):
     threads: int = 8
     auto_unmount: bool = False
     nonempty: bool = False
-    debug: bool = False
 
     def tree(self) -> TreeConfig:
         """The part that the shared directory is told."""
@@ -167,6 +167,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("auto_unmount", "auto_unmount", "Unmount when the daemon dies, however it dies."),
     Option("nonempty", "nonempty", "Allow a mount point that is not empty, or is a mount already."),
     Option("debug", "debug", "A line on standard error for each request and reply; stays in the foreground."),
+    *LOG_OPTIONS,
     *SANDBOX_OPTIONS,
 )
 
@@ -176,12 +177,12 @@ _BY_WORD = {option.word: option for option in OPTIONS}
 def collect(settings: Iterable[Setting], *, sloppy: bool = False) -> MountOptions:
     """The options that these settings add up to; sloppy (mount -s) passes over unknown words."""
     options = replace(MountOptions(), **gather(settings, _BY_WORD, "mount", sloppy=sloppy))
-    _check(options)
+    check(options)
     return options
 
 
-def _check(options: MountOptions) -> None:
-    """Options that contradict each other."""
+def check(options: MountOptions) -> None:
+    """Options that contradict each other. UserError names them."""
     if options.allow_other and options.allow_root:
         raise UserError("allow_other and allow_root exclude each other: allow_other lets root in too", exitcodes.USAGE)
     if options.writeback and options.passthrough is Choice.ON:

@@ -30,7 +30,7 @@ ERRNO_LIMIT = 512  # the kernel refuses a reply with a larger one (fuse_dev_do_w
 _COMPLAINTS = 100
 
 
-def failed(error: Exception, what: str) -> int:
+def failed(error: Exception, what: str, unique: int = 0) -> int:
     """-errno for what a method has raised, from within the except clause. An OSError may carry no number (None, a word)
     or one that the kernel would not take; what is no OSError is a bug, which `what` names in the log."""
     if isinstance(error, OSError):
@@ -38,7 +38,7 @@ def failed(error: Exception, what: str) -> int:
         return -number if isinstance(number, int) and 0 < number < ERRNO_LIMIT else -errno.EIO
     if isinstance(error, MemoryError):
         return -errno.ENOMEM
-    log.exception("a bug of ours: %s failed, the caller gets EIO", what)
+    log.exception("a bug of ours: %s failed, the caller gets EIO", what, extra={"request": unique} if unique else None)
     return -errno.EIO
 
 
@@ -132,7 +132,7 @@ class Server:
         except (RequestError, OverflowError) as error:  # the latter: a number that fits no argument of its system call
             result = self._malformed(header, str(error))
         except Exception as error:
-            result = failed(error, _name(header))
+            result = failed(error, _name(header), unique)
         if opcode in _NO_REPLY:
             result = None
         if self._debug:
@@ -142,7 +142,8 @@ class Server:
     def _malformed(self, header: Header, why: str) -> int | None:
         complaint = next(self._complaints)
         if complaint <= _COMPLAINTS:  # a peer that sends nothing else must not fill the log
-            log.warning("request %d (%s) is malformed: %s", header.unique, _name(header), why)
+            extra = {"request": header.unique}
+            log.warning("request %d (%s) is malformed: %s", header.unique, _name(header), why, extra=extra)
         if complaint == _COMPLAINTS:
             log.warning("further malformed requests are answered and not logged")
         return None if header.opcode in _NO_REPLY else -errno.EINVAL
@@ -272,7 +273,7 @@ def _setlkw(
         try:
             fs.setlk(ctx, nodeid, fh, owner, lock, flags, True)
         except Exception as error:
-            return failed(error, "SETLKW")
+            return failed(error, "SETLKW", ctx.unique)
         return 0
 
     waiters.start(ctx, work, channel.defer(ctx.unique))

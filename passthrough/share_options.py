@@ -12,7 +12,8 @@ from .errors import UserError
 from .fs.tree.config import Cache, ReaddirPlus, TreeConfig
 from .fs.xattrmap import XattrMap, parse_map
 from .option_rows import Option, one_of, seconds
-from .sandbox_options import SandboxOptions, check_sandbox
+from .process_options import ProcessOptions
+from .sandbox_options import check_sandbox
 
 _ACCESS_LISTS = (b"system.posix_acl_access", b"system.posix_acl_default")
 
@@ -25,7 +26,7 @@ class Writeout(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class ShareOptions(SandboxOptions):
+class ShareOptions(ProcessOptions):
     """What a command is told about the shared directory. Timeouts in ns; None is "not said"."""
 
     cache: Cache = Cache.AUTO

@@ -9,12 +9,12 @@ from ..errors import UserError
 from ..export_options import ExportOptions
 from ..fs.choice import Choice
 from ..options import MountOptions
+from ..sessions import Settings
 from ..transport import mounting
 from ..transport.llfuse import library
 from ..transport.llfuse.session import LlfuseSession, words
 from ..transport_options import Transport, beyond_llfuse
 from . import state
-from .serving import Settings
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def begun(settings: Settings) -> LlfuseSession | None:
     """llfuse's session, where it is the door; in the process that will serve, or one that it is forked from."""
     if not settings.llfuse:
         return None
-    wanted = words(settings.max_write, owner_only=settings.owner is not None, debug=settings.debug)
+    wanted = words(settings.max_write, owner_only=settings.owner is not None, debug=settings.requests is not None)
     operations, fd = library.begin(wanted, state.directory())
     return LlfuseSession(operations, fd, settings.threads)
 

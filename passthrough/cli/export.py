@@ -12,15 +12,17 @@ from ..fs.image import BlockSource, Image, ImageError, Reach, open_image, reach
 from ..fs.image.blkdev import IOCTLS
 from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
 from ..sandbox_options import SandboxMode
+from ..sessions import Settings, uring_flags
 from ..transport import mounting
 from ..transport.llfuse.session import LlfuseSession
 from ..transport_options import Transport
 from . import background, by_llfuse, confine
 from .channel import Channel
-from .door import MountDoor, see_that_it_answers
-from .keeper import Daemon, keep
+from .door import MountDoor
+from .keeper import Daemon
+from .launch import launch, wanted_log
 from .mount import user_allow_other
-from .serving import Service, Settings, open_descriptors, tame_collector, uring_flags
+from .serving import Service, open_descriptors, tame_collector
 
 _ROOTED = (SandboxMode.NAMESPACE, SandboxMode.CHROOT)
 
@@ -30,7 +32,8 @@ def run(image: str, file: str, options: ExportOptions, *, foreground: bool) -> i
     real = mounting.check_file(file)
     options = _within_rights(options)
     stays = foreground or options.debug
-    log.to_stderr(debug=options.debug)
+    wanted = wanted_log(options, "export", image, real)
+    streams = background.Streams(wanted, detached=not stays)
     options = by_llfuse.with_door(options)
     flags, required = uring_flags(options.io_uring)
     settings = Settings(
@@ -38,7 +41,7 @@ def run(image: str, file: str, options: ExportOptions, *, foreground: bool) -> i
         max_write=options.max_write,
         flags=flags,
         required=required,
-        debug=options.debug,
+        requests=log.requests(wanted),
         llfuse=options.transport is Transport.LLFUSE,
     )
     try:
@@ -52,16 +55,7 @@ def run(image: str, file: str, options: ExportOptions, *, foreground: bool) -> i
     confine.warn(options)
     door = MountDoor(_request(export.source, real, options), source=export.source, descriptors=settings.descriptors)
 
-    def begin(ready: background.Ready) -> int:
-        confine.preload()
-        streams = background.Streams(detached=not stays)
-        return keep(door, export.daemon(settings, streams), streams.outside(ready))
-
-    if stays:
-        return begin(lambda: None)
-    background.start(begin)
-    see_that_it_answers(real)
-    return exitcodes.OK
+    return launch(door, real, streams, lambda: export.daemon(settings, streams), stays=stays)
 
 
 def _within_rights(options: ExportOptions) -> ExportOptions:

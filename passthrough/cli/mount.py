@@ -16,13 +16,14 @@ from ..fs.tree import Choice, Covered
 from ..options import MountOptions
 from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
 from ..sandbox_options import SandboxMode
+from ..sessions import Settings, request_of, settings_of
 from ..transport import mounting
-from ..transport_options import Transport
 from . import background, by_llfuse, confine
 from .channel import Channel
-from .door import MountDoor, see_that_it_answers
-from .keeper import Daemon, keep
-from .serving import Service, Settings, tame_collector, uring_flags
+from .door import MountDoor
+from .keeper import Daemon
+from .launch import launch, wanted_log
+from .serving import Service, tame_collector
 from .share import file_system
 
 _log = logging.getLogger(__name__)
@@ -38,19 +39,10 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     real = mounting.check_mountpoint(mountpoint, source, nonempty=options.nonempty)
     options = _within_rights(options)
     stays = foreground or options.debug
-    log.to_stderr(debug=options.debug)
+    wanted = wanted_log(options, "mount", os.path.abspath(source), real)
+    streams = background.Streams(wanted, detached=not stays)
     options = by_llfuse.with_door(options)
-    flags, required = uring_flags(options.io_uring)
-    settings = Settings(
-        threads=options.threads,
-        max_write=options.max_write,
-        max_read=options.max_read,
-        flags=flags,
-        required=required,
-        owner=os.getuid() if options.allow_root else None,
-        debug=options.debug,
-        llfuse=options.transport is Transport.LLFUSE,
-    )
+    settings = settings_of(options, log.requests(wanted))
     share = Share(source_fd, os.path.realpath(source), real, options)
     if options.sandbox_explain:
         prepare = f"make the mount on {real} in the caller's mount namespace, and take its device over"
@@ -59,19 +51,10 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     confine.warn(options)
     if (what := options.seen_by_daemon()) and options.passthrough is Choice.AUTO:
         _log.info("with %s the kernel does not read and write the files itself: passthrough=off", what)
-    door = MountDoor(_request(source, real, options), source=os.path.abspath(source), descriptors=settings.descriptors)
+    path = os.path.abspath(source)
+    door = MountDoor(request_of(options, real, path), source=path, descriptors=settings.descriptors)
 
-    def begin(ready: background.Ready) -> int:
-        confine.preload()
-        streams = background.Streams(detached=not stays)
-        daemon = share.daemon(settings, streams)
-        return keep(door, daemon, streams.outside(ready))
-
-    if stays:
-        return begin(lambda: None)
-    background.start(begin)
-    see_that_it_answers(real)
-    return exitcodes.OK
+    return launch(door, real, streams, lambda: share.daemon(settings, streams), stays=stays)
 
 
 class Share:
@@ -200,17 +183,3 @@ def user_allow_other() -> bool:
             return any(line.partition("#")[0].strip() == "user_allow_other" for line in lines)
     except OSError:
         return False
-
-
-def _request(source: str, mountpoint: str, options: MountOptions) -> mounting.MountRequest:
-    return mounting.MountRequest(
-        mountpoint=mountpoint,
-        fsname=options.fsname or os.path.abspath(source),
-        subtype=options.subtype,
-        flags=options.mount_flags(),
-        allow_other=options.allow_other or options.allow_root,
-        owner_only=options.allow_root,
-        default_permissions=options.default_permissions,
-        max_read=options.max_read,
-        old_helper=options.transport is Transport.LLFUSE,
-    )

@@ -10,12 +10,8 @@ from ..fs.labels import SecurityLabels
 from ..fs.readonly import ReadOnly
 from ..fs.renamed import RenamedXattrs
 from ..fs.tree import Covered, Tree
-from ..protocol import constants as c
+from ..fs.tree.config import ACCESS_LISTS as ACCESS_LISTS
 from ..share_options import ShareOptions
-
-ACCESS_LISTS = c.FUSE_POSIX_ACL | c.FUSE_DONT_MASK | c.FUSE_SETXATTR_EXT
-"""What a kernel must have for access lists: their check, a umask that a default list overrides, and SGID that a list
-may cost."""
 
 
 def file_system(

@@ -15,10 +15,11 @@ from ..errors import UserError
 from ..fs.tree import ReaddirPlus
 from ..fs.xattrmap import XattrMap, parse_map
 from ..option_rows import seconds
+from ..process_options import Level
 from ..sandbox_options import SANDBOX_OPTIONS, SandboxMode, SeccompMode
 from ..share_options import cache_mode
 from . import serve, serve_options
-from .serve_options import ServeOptions, number_in, parse_level, parse_limit, parse_tag
+from .serve_options import ServeOptions, number_in, parse_limit, parse_tag
 
 _NO_MAPS = "ids are not translated in this version"
 _NO_MIGRATION = "the state of a share cannot be moved to another host"
@@ -42,8 +43,8 @@ class Row(NamedTuple):
     many: bool = False
 
 
-def _log_level(text: str) -> str:
-    return "error" if text == "err" else parse_level(text)
+def _log_level(text: str) -> Level:
+    return Level("error" if text == "err" else text)
 
 
 def _sandbox(text: str) -> SandboxMode:

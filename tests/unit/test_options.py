@@ -13,6 +13,7 @@ from passthrough.fs.tree.config import NS_PER_S, Cache, Choice, ReaddirPlus
 from passthrough.fs.xattrmap import parse_map
 from passthrough.option_rows import Option, Setting, split_words
 from passthrough.options import OPTIONS, MountOptions, collect
+from passthrough.process_options import Level
 from passthrough.sandbox_options import SandboxMode, SeccompMode
 from passthrough.share_options import Writeout
 from passthrough.transport.mounting import MOUNT_FLAGS
@@ -39,6 +40,7 @@ _VALUES: dict[str, tuple[tuple[str, object], ...]] = {
     "io_uring": tuple((when.value, when) for when in Choice),
     "transport": tuple((door.value, door) for door in Transport),
     "threads": (("1", 1), ("256", 256)),
+    "log_level": tuple((level.value, level) for level in Level),
     "sandbox": tuple((mode.value, mode) for mode in SandboxMode),
     "landlock": tuple((when.value, when) for when in Choice),
     "seccomp": tuple((mode.value, mode) for mode in SeccompMode),
@@ -64,6 +66,7 @@ _BAD: dict[str, tuple[str, ...]] = {
     "io_uring": ("yes", "", "1"),
     "transport": ("fuse", "", "Llfuse"),
     "threads": ("0", "257", "-1", "1.0", "two", ""),
+    "log_level": ("", "err", "INFO", "7"),
     "sandbox": ("", "yes", "Namespace"),
     "landlock": ("", "yes"),
     "seccomp": ("", "trap", "Kill"),

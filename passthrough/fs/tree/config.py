@@ -3,8 +3,12 @@
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from ...protocol import constants as c
 from ..choice import Choice as Choice
 
+ACCESS_LISTS = c.FUSE_POSIX_ACL | c.FUSE_DONT_MASK | c.FUSE_SETXATTR_EXT
+"""What a kernel must have for access lists: their check, a umask that a default list overrides, and SGID that a list
+may cost."""
 NS_PER_S = 1_000_000_000
 DAY_NS = 86_400 * NS_PER_S
 

@@ -52,8 +52,6 @@ def words(max_write: int, *, owner_only: bool, debug: bool) -> frozenset[str]:
 class LlfuseSession:
     """The one mount that llfuse serves. `ended` is an eventfd that becomes readable when its workers have ended."""
 
-    uring_failed = False
-
     def __init__(self, operations: Operations, fd: int, workers: int) -> None:
         """fd is what library.begin() said; workers how many requests are served side by side, at least 2."""
         self.ended = -1  # before take_over

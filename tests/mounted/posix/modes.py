@@ -8,6 +8,7 @@ import errno
 import os
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,16 @@ from typing import NamedTuple, TypeVar
 
 import pytest
 
-from ..harness import NEWER_LLFUSE, URING_SWITCH, Harness, wait_until, with_modules
+from ..harness import (
+    NEWER_LLFUSE,
+    ROOT,
+    TIMEOUT_S,
+    URING_SWITCH,
+    Harness,
+    is_mounted,
+    wait_until,
+    with_modules,
+)
 from . import sources
 
 T = TypeVar("T")
@@ -73,6 +83,33 @@ def _see_that_nothing_was_logged(daemon: int | None) -> None:
     assert lines == [], f"{len(lines)} system calls are not on the list"
 
 
+_PROGRAM = """
+import sys
+from passthrough import Tree, mount
+mount(Tree(sys.argv[1]), sys.argv[2], allow_other=True).run()
+"""
+
+
+def by_program(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
+    """By a program that mounts for itself (passthrough.mount)."""
+    point = place.point or harness.directory("mount")
+    process = subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, place.share, point],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def end() -> None:
+        process.terminate()
+        assert process.communicate(timeout=TIMEOUT_S)[1] == ""
+        assert process.returncode == 0
+
+    harness.cleanups.append(end)
+    wait_until(lambda: process.poll() is not None or is_mounted(point), "the program has mounted")
+    return Shared(place.source, point, process.pid)
+
+
 def native(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
     """Not at all: the list must hold for the plain directory."""
     return Shared(place.source, place.source, None)
@@ -128,6 +165,7 @@ _OLD_LIBRARY = {
     "unnamed files": "libfuse 2.9 knows no TMPFILE (7.37): EOPNOTSUPP",
 }
 """What llfuse cannot do, as the kernel then does; test_llfuse.py looks that it is refused like that."""
+_PROGRAMS = {"collapse": _FALLOCATE, "shared flock": _LOCAL, "shared posix_lock": _LOCAL}
 
 _GUEST = "PASSTHROUGH_GUEST"
 """Set in a virtual machine to SOURCE:POINT: the list runs over that pair, whoever serves it, and nothing is mounted."""
@@ -189,6 +227,7 @@ _ROWS = (
     Mode("sandbox=chroot", ("sandbox=chroot",), _DEFAULT, core=True),
     Mode("sandbox=landlock", ("sandbox=landlock",), _DEFAULT, core=True),
     Mode("sandbox=none", ("sandbox=none", "seccomp=none"), _DEFAULT, core=True),
+    Mode("a program's own", (), _PASSING | _PROGRAMS, enter=by_program, core=True),
     Mode("xattrmap", (_MAP,), _LOCALLY | {"names": _RENAMES}),
     Mode("xattrmap,writeback", (_MAP, "writeback", "writeout=immediate"), _COLLECTED | {"names": _RENAMES}),
     Mode("no_xattr", ("no_xattr",), _DEFAULT | {"xattr": _NO_XATTR}),
