@@ -16,7 +16,7 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 
 RUN_PACKAGES := fuse3 python3-venv python3-cap-ng python3-prctl python3-llfuse python3-seccomp python3-libnbd
-TEST_PACKAGES := acl attr bash btrfs-progs busybox-static e2fsprogs fdisk fio fish gcc git libc6-dev libfuse3-dev libnbd-bin lz4 make \
+TEST_PACKAGES := acl attr bash btrfs-progs busybox-static e2fsprogs fdisk fio fish gcc git libc6-dev libfuse-dev libfuse3-dev libnbd-bin lz4 make \
 	man-db mount nbdkit passwd pkg-config python3-dev qemu-system-common qemu-system-x86 qemu-utils rsync sqlite3 systemd \
 	uidmap util-linux xfsprogs zsh
 
@@ -84,6 +84,7 @@ $(VENV)/run.stamp: Makefile setup.cfg setup.py
 $(VENV)/test.stamp: $(VENV)/run.stamp
 	$(call install_missing,$(TEST_PACKAGES))
 	@$(BIN)/pip -qq install --no-build-isolation --editable '.[test]'
+	@[ -d $(VENV)/llfuse-1.5 ] || $(BIN)/pip -qq install --no-deps --target $(VENV)/llfuse-1.5 'llfuse == 1.5.*'
 	@touch $@
 
 install: export PASSTHROUGH_COMPILED := $(if $(COMPILED),1)

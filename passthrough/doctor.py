@@ -20,6 +20,7 @@ from .errors import UserError
 from .protocol import constants as c
 from .protocol.negotiation import MINIMUM_MINOR, InitIn, read_init
 from .transport import mounting
+from .transport.llfuse import library
 
 _PARAMETERS = "/sys/module/fuse/parameters"
 _INIT_WAIT_MS = 5000
@@ -57,6 +58,7 @@ def examine(directory: str) -> list[Finding]:
         except (OSError, UserError) as error:
             found.append(Finding("mount", State.MISSING, f"a trial mount failed: {error}", "mend that, and ask again"))
     found += [
+        _llfuse(),
         _libnbd(),
         _qemu_nbd(),
         _version(offer),
@@ -190,6 +192,13 @@ def _limit() -> Finding:
     if hard != resource.RLIM_INFINITY and hard < _FEW_DESCRIPTORS:
         return Finding("open_files", State.LIMITED, detail, "raise it: ulimit -Hn, or LimitNOFILE= of the unit")
     return Finding("open_files", State.OK, detail)
+
+
+def _llfuse() -> Finding:
+    why = library.missing()
+    if why is not None:
+        return Finding("llfuse", State.LIMITED, f"{why.why}: there is no transport=llfuse", why.remedy)
+    return Finding("llfuse", State.OK, f"llfuse {library.version()}")
 
 
 def _libnbd() -> Finding:

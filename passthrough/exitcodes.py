@@ -21,7 +21,7 @@ PERMISSION = 13
 KERNEL = 14
 """The kernel is too old, or lacks what was asked for."""
 NO_HELPER = 15
-"""fusermount3 is needed and not installed."""
+"""fusermount3, or llfuse, is needed and not installed."""
 NOT_MOUNTED = 16
 """Nothing of ours is mounted there."""
 SERVING = 17

@@ -12,6 +12,7 @@ from .option_rows import Option, Setting, gather, one_of
 from .options import OPTIONS
 from .process_options import LOG_OPTIONS, ProcessOptions
 from .sandbox_options import SANDBOX_OPTIONS, check_sandbox
+from .transport_options import Transport, check_transport
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _LENGTH = re.compile(r"(\d{1,19})([KkMmGgTt]?)$")
@@ -35,6 +36,7 @@ class ExportOptions(ProcessOptions):
     connections: int = 2
     io_uring: Choice = Choice.AUTO
     passthrough: Choice = Choice.AUTO
+    transport: Transport = Transport.AUTO
     threads: int = 8
     max_write: int = 1 << 20
     fsname: str | None = None
@@ -166,7 +168,7 @@ EXPORT_OPTIONS: tuple[Option, ...] = (
         parse=one_of(Choice),
         metavar="WHEN",
     ),
-    *(option for option in OPTIONS if option.word in ("io_uring", "threads", "max_write")),
+    *(option for option in OPTIONS if option.word in ("io_uring", "transport", "threads", "max_write")),
     Option("fsname", "fsname", "The source that mount(8) and df show; default: IMAGE.", parse=str, metavar="NAME"),
     *(option for option in OPTIONS if option.word in ("subtype", "auto_unmount", "debug")),
     *LOG_OPTIONS,
@@ -186,6 +188,7 @@ def collect(settings: list[Setting]) -> ExportOptions:
 def _check(options: ExportOptions) -> None:
     """Options that contradict each other."""
     check_sandbox(options)
+    check_transport(options)
     windowed = options.offset or options.size is not None or options.partition is not None
     if options.growable and not (options.writable or options.snapshot):
         raise UserError("growable needs writable", exitcodes.USAGE)

@@ -16,6 +16,7 @@ from .owner_options import Squash
 from .process_options import LOG_OPTIONS
 from .sandbox_options import SANDBOX_OPTIONS
 from .share_options import SHARE_OPTIONS, ShareOptions, Writeout, check_share
+from .transport_options import TRANSPORT_OPTIONS, Transport, check_transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class MountOptions(ShareOptions):
     max_write: int = MIB
     passthrough: Choice = Choice.AUTO
     io_uring: Choice = Choice.AUTO
+    transport: Transport = Transport.AUTO
     threads: int = 8
     auto_unmount: bool = False
     nonempty: bool = False
@@ -134,6 +136,7 @@ OPTIONS: tuple[Option, ...] = (
         parse=one_of(Choice),
         metavar="WHEN",
     ),
+    *TRANSPORT_OPTIONS,
     Option("xattr", "xattr", "Extended attributes are those of SRC (the default); no_xattr: there are none."),
     Option("no_xattr", "xattr", value=False),
     Option(
@@ -209,4 +212,5 @@ def check(options: MountOptions) -> None:
         )
     if options.posix_acl and not options.default_permissions:
         raise UserError("posix_acl and no_default_permissions exclude each other", exitcodes.USAGE)
+    check_transport(options)
     check_share(options)

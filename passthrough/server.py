@@ -30,10 +30,16 @@ ERRNO_LIMIT = 512  # the kernel refuses a reply with a larger one (fuse_dev_do_w
 _COMPLAINTS = 100
 
 
-def _negative(error: OSError) -> int:
-    """-errno as the kernel takes it; an OSError may carry no number (None, a word) or one out of range."""
-    number = error.errno
-    return -number if isinstance(number, int) and 0 < number < ERRNO_LIMIT else -errno.EIO
+def failed(error: Exception, what: str, unique: int = 0) -> int:
+    """-errno for what a method has raised, from within the except clause. An OSError may carry no number (None, a word)
+    or one that the kernel would not take; what is no OSError is a bug, which `what` names in the log."""
+    if isinstance(error, OSError):
+        number = error.errno
+        return -number if isinstance(number, int) and 0 < number < ERRNO_LIMIT else -errno.EIO
+    if isinstance(error, MemoryError):
+        return -errno.ENOMEM
+    log.exception("a bug of ours: %s failed, the caller gets EIO", what, extra={"request": unique} if unique else None)
+    return -errno.EIO
 
 
 class Server:
@@ -123,15 +129,10 @@ class Server:
             if extensions:
                 ctx.groups, ctx.labels = read_extensions(payload, end, end + extensions)
             result = call(ctx, nodeid, args, at, payload, start, end, channel, data)
-        except OSError as error:
-            result = _negative(error)
         except (RequestError, OverflowError) as error:  # the latter: a number that fits no argument of its system call
             result = self._malformed(header, str(error))
-        except MemoryError:
-            result = -errno.ENOMEM
-        except Exception:
-            log.exception("a bug of ours: %s failed, the caller gets EIO", _name(header), extra={"request": unique})
-            result = -errno.EIO
+        except Exception as error:
+            result = failed(error, _name(header), unique)
         if opcode in _NO_REPLY:
             result = None
         if self._debug:
@@ -271,13 +272,8 @@ def _setlkw(
     def work() -> int:
         try:
             fs.setlk(ctx, nodeid, fh, owner, lock, flags, True)
-        except OSError as error:
-            return _negative(error)
-        except MemoryError:
-            return -errno.ENOMEM
-        except Exception:
-            log.exception("a bug of ours: SETLKW failed, the caller gets EIO")
-            return -errno.EIO
+        except Exception as error:
+            return failed(error, "SETLKW", ctx.unique)
         return 0
 
     waiters.start(ctx, work, channel.defer(ctx.unique))

@@ -15,6 +15,7 @@ from .protocol.negotiation import Wishes
 from .server import Server
 from .transport import mounting, uring
 from .transport.session import Session
+from .transport_options import Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,12 @@ class Settings:
     required: int = 0
     owner: int | None = None
     requests: Callable[[str], None] | None = None
+    llfuse: bool = False
+
+    @property
+    def descriptors(self) -> int:
+        """How many of the device a daemon needs: one per thread, and one for llfuse's workers together."""
+        return 1 if self.llfuse else self.threads
 
     @property
     def payload(self) -> int:
@@ -63,6 +70,7 @@ def settings_of(options: MountOptions, requests: Callable[[str], None] | None = 
         required=required,
         owner=os.getuid() if options.allow_root else None,
         requests=requests,
+        llfuse=options.transport is Transport.LLFUSE,
     )
 
 
@@ -77,19 +85,24 @@ def request_of(options: MountOptions, mountpoint: str, fsname: str, kind: int = 
         owner_only=options.allow_root,
         default_permissions=options.default_permissions,
         max_read=options.max_read,
+        old_helper=options.transport is Transport.LLFUSE,
         kind=kind,
     )
 
 
-def attempt(fs: FileSystem, session: Session, settings: Settings) -> Server:
-    """Agree with the kernel, and serve. The server's `failure` says why that is not to be had."""
-    wishes = Wishes(
+def wishes_of(fs: FileSystem, settings: Settings) -> Wishes:
+    """What is asked of the kernel: what the file system would like, and the transport."""
+    return Wishes(
         flags=fs.flags | c.FUSE_MAX_PAGES | settings.flags,
         required=fs.required | settings.required,
         max_write=settings.max_write,
         max_stack_depth=fs.stack_depth,
     )
-    server = Server(fs, wishes, kernel=session, debug=settings.requests, owner=settings.owner)
+
+
+def attempt(fs: FileSystem, session: Session, settings: Settings) -> Server:
+    """Agree with the kernel, and serve. The server's `failure` says why that is not to be had."""
+    server = Server(fs, wishes_of(fs, settings), kernel=session, debug=settings.requests, owner=settings.owner)
     session.start(server)
     return server
 

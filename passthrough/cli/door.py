@@ -21,10 +21,10 @@ class MountDoor:
 
     replaces = False
 
-    def __init__(self, request: mounting.MountRequest, *, source: str, threads: int) -> None:
+    def __init__(self, request: mounting.MountRequest, *, source: str, descriptors: int) -> None:
         self._request = request
         self._source = source
-        self._threads = threads
+        self._count = descriptors
         self._mounted: mounting.Mounted | None = None
         self._state: state.StateFile | None = None
 
@@ -33,7 +33,7 @@ class MountDoor:
         self._mounted = mounted = mounting.mount(self._request)
         descriptors = [mounted.fd]
         try:
-            descriptors += clone_all(mounted.fd, self._threads - 1)
+            descriptors += clone_all(mounted.fd, self._count - 1)
             self._state = state.StateFile(mounted.device, self._source, mounted.mountpoint)
         except BaseException:
             for fd in descriptors:

@@ -14,7 +14,9 @@ from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKIN
 from ..sandbox_options import SandboxMode
 from ..sessions import Settings, uring_flags
 from ..transport import mounting
-from . import background, confine
+from ..transport.llfuse.session import LlfuseSession
+from ..transport_options import Transport
+from . import background, by_llfuse, confine
 from .channel import Channel
 from .door import MountDoor
 from .keeper import Daemon
@@ -32,6 +34,7 @@ def run(image: str, file: str, options: ExportOptions, *, foreground: bool) -> i
     stays = foreground or options.debug
     wanted = wanted_log(options, "export", image, real)
     streams = background.Streams(wanted, detached=not stays)
+    options = by_llfuse.with_door(options)
     flags, required = uring_flags(options.io_uring)
     settings = Settings(
         threads=options.threads,
@@ -39,6 +42,7 @@ def run(image: str, file: str, options: ExportOptions, *, foreground: bool) -> i
         flags=flags,
         required=required,
         requests=log.requests(wanted),
+        llfuse=options.transport is Transport.LLFUSE,
     )
     try:
         export = _Export(image, options)
@@ -49,7 +53,7 @@ def run(image: str, file: str, options: ExportOptions, *, foreground: bool) -> i
         print("\n".join(confine.explain(options, export.needs(settings, frozenset()), prepare)))
         return exitcodes.OK
     confine.warn(options)
-    door = MountDoor(_request(export.source, real, options), source=export.source, threads=options.threads)
+    door = MountDoor(_request(export.source, real, options), source=export.source, descriptors=settings.descriptors)
 
     return launch(door, real, streams, lambda: export.daemon(settings, streams), stays=stays)
 
@@ -102,11 +106,12 @@ class _Export:
         """What the child of the keeper does."""
 
         def run(outside: Channel) -> int:
-            before = open_descriptors()
+            session = by_llfuse.begun(settings)
+            before = open_descriptors() - by_llfuse.descriptors(session)
             source = self._open()
             needs = self.needs(settings, streams.keep | open_descriptors() - before, source.descriptor)
             try:
-                return self._served(source, needs, settings, streams, outside)
+                return self._served(source, needs, settings, streams, outside, session)
             finally:
                 source.close()
 
@@ -134,9 +139,10 @@ class _Export:
         settings: Settings,
         streams: background.Streams,
         outside: Channel,
+        session: LlfuseSession | None,
     ) -> int:
         config = self._options.image(os.getuid(), os.getgid())
-        service = Service(settings, outside, lambda inside, budget: Image(source, config))
+        service = Service(settings, outside, lambda inside, budget: Image(source, config), session)
         inside, tell = confine.enter(self._options, needs, outside, [service.step])
 
         def begun() -> None:
@@ -162,5 +168,6 @@ def _request(source: str, file: str, options: ExportOptions) -> mounting.MountRe
         fsname=options.fsname or source,
         subtype=options.subtype,
         allow_other=options.allow_other is Choice.ON,
+        old_helper=options.transport is Transport.LLFUSE,
         kind=stat.S_IFREG,
     )

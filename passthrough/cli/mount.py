@@ -19,7 +19,7 @@ from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKIN
 from ..sandbox_options import SandboxMode
 from ..sessions import Settings, request_of, settings_of
 from ..transport import mounting
-from . import background, confine
+from . import background, by_llfuse, confine
 from .channel import Channel
 from .door import MountDoor
 from .keeper import Daemon
@@ -43,6 +43,7 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     stays = foreground or options.debug
     wanted = wanted_log(options, "mount", os.path.abspath(source), real)
     streams = background.Streams(wanted, detached=not stays)
+    options = by_llfuse.with_door(options)
     settings = settings_of(options, log.requests(wanted))
     share = Share(source_fd, os.path.realpath(source), real, options)
     if options.sandbox_explain:
@@ -53,7 +54,7 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     if (what := options.seen_by_daemon()) and options.passthrough is Choice.AUTO:
         _log.info("with %s the kernel does not read and write the files itself: passthrough=off", what)
     path = os.path.abspath(source)
-    door = MountDoor(request_of(options, real, path), source=path, threads=options.threads)
+    door = MountDoor(request_of(options, real, path), source=path, descriptors=settings.descriptors)
 
     return launch(door, real, streams, lambda: share.daemon(settings, streams), stays=stays)
 
@@ -89,11 +90,14 @@ class Share:
 
     def daemon(self, settings: Settings, streams: background.Streams) -> Daemon:
         """What the child of the keeper does."""
-        needs = self.needs(settings, streams.keep)
 
         def run(outside: Channel) -> int:
             covered: list[Covered] = []
-            service = Service(settings, outside, lambda inside, budget: self._file_system(inside, budget, covered))
+            session = by_llfuse.begun(settings)
+            needs = self.needs(settings, streams.keep | by_llfuse.descriptors(session))
+            service = Service(
+                settings, outside, lambda inside, budget: self._file_system(inside, budget, covered), session
+            )
             steps = [sandbox.Step("remember what the mount will cover", lambda: covered.extend(self._covered()))]
             inside, tell = confine.enter(self._options, needs, outside, [*steps, service.step])
 

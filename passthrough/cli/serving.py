@@ -15,8 +15,9 @@ from ..errors import UserError
 from ..filesystem import FileSystem
 from ..fs.tree.base import RESERVED_DESCRIPTORS
 from ..server import Server
-from ..sessions import Settings, attempt, should_do_without_io_uring
+from ..sessions import Settings, attempt, should_do_without_io_uring, wishes_of
 from ..transport import uring
+from ..transport.llfuse.session import LlfuseSession
 from ..transport.session import Session
 from .channel import Channel
 from .signals import Signals
@@ -65,17 +66,25 @@ class Service:
     """The daemon's side of one mount.
 
     make(inside, descriptors) makes the file system when the sandbox is closed: descriptors is how many its clients may
-    pin. Where /sys and /proc are needed, they are looked at when this is made, which is outside.
+    pin. Where /sys and /proc are needed, they are looked at when this is made, which is outside. by_llfuse is its
+    session, where that is the door.
     """
 
-    def __init__(self, settings: Settings, outside: Channel, make: Callable[[sandbox.Inside, int], FileSystem]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        outside: Channel,
+        make: Callable[[sandbox.Inside, int], FileSystem],
+        by_llfuse: LlfuseSession | None = None,
+    ) -> None:
         self._settings = settings
         self._outside = outside
         self._make = make
         self._cpus = uring.possible_cpus() if settings.flags else []
         self._own = 0
-        self._session: Session
-        self._server: Server
+        self._by_llfuse = by_llfuse
+        self._session: Session | LlfuseSession
+        self._server: Server | LlfuseSession
         self._fs: FileSystem
 
     @property
@@ -92,6 +101,10 @@ class Service:
 
     def _take_over(self) -> None:
         descriptors = self._hear_descriptors()
+        if self._by_llfuse is not None:
+            self._by_llfuse.take_over(descriptors[0])
+            self._session = self._by_llfuse
+            return
         settings = self._settings
         self._session = Session(descriptors[0], settings.threads, settings.payload, descriptors[1:], self._cpus)
 
@@ -137,7 +150,7 @@ class Service:
         """Serve; returns when INIT has been answered. UserError where that is not to be had."""
         settings = self._settings
         why = self._attempt(settings)
-        if why and should_do_without_io_uring(self._session, settings):
+        if why and isinstance(self._session, Session) and should_do_without_io_uring(self._session, settings):
             log.warning("%s; requests are read from /dev/fuse instead", why)
             self._outside.say("again")
             self._give_up()
@@ -147,8 +160,12 @@ class Service:
             raise UserError(why, exitcodes.KERNEL)
 
     def _attempt(self, settings: Settings) -> str | None:
-        self._server = attempt(self._fs, self._session, settings)
-        return self._server.failure
+        session = self._session
+        if isinstance(session, LlfuseSession):
+            self._server = session
+            return session.start(self._fs, wishes_of(self._fs, settings))
+        self._server = server = attempt(self._fs, session, settings)
+        return server.failure
 
     def _give_up(self) -> None:
         """The mount could not begin, and is being undone outside."""

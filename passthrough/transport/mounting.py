@@ -23,6 +23,7 @@ from . import mountinfo
 log = logging.getLogger(__name__)
 
 DEVICE = "/dev/fuse"
+HELPER, OLD_HELPER = "fusermount3", "fusermount"
 
 MOUNT_FLAGS: dict[str, int] = {
     "ro": syscalls.MS_RDONLY,
@@ -47,6 +48,7 @@ class MountRequest:
     default_permissions: bool = True
     max_read: int = 0
     nonempty: bool = False
+    old_helper: bool = False  # whether libfuse 2's helper will do where fusermount3 is not there
     kind: int = stat.S_IFDIR  # of the mount's root, and so of what it is mounted on: S_IFREG for a file
 
 
@@ -230,13 +232,22 @@ def _mount_error(request: MountRequest, error: OSError) -> UserError:
 
 def helper_path() -> str | None:
     """Where fusermount3 is, or None."""
-    return shutil.which("fusermount3") or shutil.which("fusermount3", path="/usr/bin:/bin")
+    return _found(HELPER)
+
+
+def old_helper_path() -> str | None:
+    """Where libfuse 2's helper is, or None. It takes the same options, and hands the descriptor over likewise."""
+    return _found(OLD_HELPER)
+
+
+def _found(helper: str) -> str | None:
+    return shutil.which(helper) or shutil.which(helper, path="/usr/bin:/bin")
 
 
 def _mount_by_helper(request: MountRequest) -> Mounted:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
-        command = [_need_helper(), "-o", _helper_options(request), "--", request.mountpoint]
+        command = [_need_helper(old=request.old_helper), "-o", _helper_options(request), "--", request.mountpoint]
         environment = {**os.environ, "_FUSE_COMMFD": str(theirs.fileno())}
         process = subprocess.Popen(
             command,
@@ -254,8 +265,8 @@ def _mount_by_helper(request: MountRequest) -> Mounted:
     return Mounted(fd, request.mountpoint, by_helper=True)
 
 
-def _need_helper() -> str:
-    path = helper_path()
+def _need_helper(*, old: bool = False) -> str:
+    path = helper_path() or (old_helper_path() if old else None)
     if path is None:
         raise UserError(
             "an ordinary user mounts through fusermount3, which is not installed: apt install fuse3",
@@ -307,7 +318,7 @@ def _helper_error(request: MountRequest, text: str) -> UserError:
 
 def _said(text: str) -> str:
     """What fusermount3 said, on one line and without its own name, which is the path that it was called by."""
-    return re.sub(r"(?<!\S)\S*fusermount3: ", "", " ".join(text.split()))
+    return re.sub(r"(?<!\S)\S*fusermount3?: ", "", " ".join(text.split()))
 
 
 def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> None:
@@ -321,7 +332,7 @@ def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> None
     if may_mount():
         syscalls.umount2(os.fsencode(mountpoint), flags)
         return
-    command = [_need_helper(), "-u", *(["-z"] if lazy else []), "--", mountpoint]
+    command = [_need_helper(old=True), "-u", *(["-z"] if lazy else []), "--", mountpoint]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if result.returncode:
         line = _said(result.stderr.decode(errors="replace"))

@@ -1,4 +1,4 @@
-"""Requests side by side, by either door: read/write of /dev/fuse, and FUSE over io_uring."""
+"""Requests side by side, by each door: read/write of /dev/fuse, FUSE over io_uring, and llfuse."""
 
 import os
 import subprocess
@@ -16,9 +16,12 @@ from .exporters import MIB, Servers, export, make, pattern, raw_file
 PARAMETER = Path("/sys/module/fuse/parameters/enable_uring")
 
 
-@pytest.fixture(params=["off", "on"])
+@pytest.fixture(params=["off", "on", "llfuse"])
 def door(request: pytest.FixtureRequest) -> Iterator[str]:
     """The option for this door; io_uring is switched on for the length of a test."""
+    if request.param == "llfuse":
+        yield "--transport=llfuse"
+        return
     if request.param == "off":
         yield "--io-uring=off"
         return

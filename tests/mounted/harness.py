@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+NEWER_LLFUSE = Path(sys.prefix, "llfuse-1.5")
+"""Where `make test` puts the other version of llfuse that is in use; the one that is imported is Debian's, 1.4."""
 URING_SWITCH = Path("/sys/module/fuse/parameters/enable_uring")
 COMMAND = (sys.executable, "-m", "passthrough")
 TIMEOUT_S = 60.0
@@ -37,9 +39,15 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = TIMEOU
         pause.poll(5)
 
 
+def with_modules(*directories: Path) -> dict[str, str]:
+    """The environment of our command, with the Python modules in these directories before all others."""
+    path = ":".join(map(str, (*directories, ROOT)))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
 def run(*words: str | os.PathLike[str], user: int | None = None, **more: object) -> subprocess.CompletedProcess[str]:
     """Run our command with its output captured; `user` runs it as that ordinary uid."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = with_modules()
     options: dict[str, object] = {"capture_output": True, "text": True, "timeout": TIMEOUT_S, "env": environment}
     if user is not None:
         environment.pop("XDG_RUNTIME_DIR", None)
@@ -168,17 +176,18 @@ class Harness:
         point: Path | None = None,
         user: int | None = None,
         descriptors: int | None = None,
+        env: dict[str, str] | None = None,
     ) -> Mount:
         """`passthrough mount OPTIONS SRC MNT`; AssertionError with its standard error where it fails.
 
-        descriptors is the daemon's RLIMIT_NOFILE.
+        descriptors is the daemon's RLIMIT_NOFILE; env is what with_modules() makes.
         """
         mount = Mount(source or self.directory("source"), point or self.directory("mount"))
         if user is not None:
             for path in (mount.source, mount.point):
                 os.chown(path, user, user)
         self.mounts.append(mount)
-        more: dict[str, object] = {}
+        more: dict[str, object] = {"env": env} if env is not None else {}
         if descriptors is not None:
             more["preexec_fn"] = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
         result = run("mount", *options, mount.source, mount.point, user=user, **more)

@@ -51,6 +51,7 @@ BAD_VALUES = {
     "readdirplus": ["", "never", "yes"],
     "passthrough": ["", "yes", "ON"],
     "io_uring": ["", "1", "never"],
+    "transport": ["", "fuse", "libfuse"],
     "threads": ["", "0", "257", "-1", "1.5", "x"],
     "log_level": ["", "loud", "err"],
     "xattrmap": ["", "x", ":ok:client:::", ":ok:all::: x"],
@@ -79,6 +80,7 @@ CONTRADICTIONS = [
     (("modcaps=+nonsense",), ("modcaps", "NONSENSE")),
     (("posix_acl", "no_default_permissions"), ("posix_acl", "no_default_permissions")),
     (("allow_other", "no_default_permissions"), ("allow_other", "no_default_permissions")),
+    (("transport=llfuse", "writeback"), ("transport=llfuse", "writeback")),
 ]
 
 

@@ -39,8 +39,9 @@ SOON_S = 20.0
 """More than any shutdown may take, on a machine that is busy with other things."""
 CUT_OFF = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV, errno.ECANCELED}
 """What those get who still hold something of a mount that is gone (the last: its daemon was killed, and had rings)."""
-LEFT = {"daemon": {b"written"}, "default": {b"written", b"writtenmore"}}
+LEFT = {"daemon": {b"written"}, "default": {b"written", b"writtenmore"}, "llfuse": {b"written"}}
 """What a file may hold that was written to after the end: where the kernel writes it itself, it still can."""
+_WAYS = {"daemon": ("-o", "passthrough=off,io_uring=off"), "default": (), "llfuse": ("--transport=llfuse",)}
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
@@ -76,8 +77,8 @@ def way(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def mount(harness: Harness, way: str) -> Mount:
-    """A mount with the default options, or without help from the kernel."""
-    return harness.mount(*(["-o", "passthrough=off,io_uring=off"] if way == "daemon" else []))
+    """A mount with the default options, without help from the kernel, or through llfuse."""
+    return harness.mount(*_WAYS[way])
 
 
 @contextlib.contextmanager
@@ -556,15 +557,16 @@ class Faulty(share.Tree):
         return super().getxattr(ctx, nodeid, name)
 
 share.Tree = Faulty
-sys.exit(main(["mount", "-f", "--rlimit-nofile=0", sys.argv[2], sys.argv[3]]))
+sys.exit(main(["mount", "-f", "--rlimit-nofile=0", *sys.argv[2:]]))
 """
 
 
-def test_an_unexpected_exception_costs_one_request(harness: Harness) -> None:
+@pytest.mark.parametrize("transport", ["devfuse", "llfuse"])
+def test_an_unexpected_exception_costs_one_request(harness: Harness, transport: str) -> None:
     mount = Mount(harness.directory("source"), harness.directory("mount"))
     harness.mounts.append(mount)
     log = harness.base / "log"
-    words = [sys.executable, "-uc", FAULTY, str(ROOT), str(mount.source), str(mount.point)]
+    words = [sys.executable, "-uc", FAULTY, str(ROOT), f"--transport={transport}", str(mount.source), str(mount.point)]
     with log.open("w") as file, background(*words, stderr=file) as process:
         wait_until(lambda: is_mounted(mount.point) or process.poll() is not None, "mounted")
         assert process.poll() is None, log.read_text()

@@ -101,6 +101,21 @@ def test_the_one_capability_that_a_caller_keeps(
 
 
 @needs_root
+def test_a_thread_s_first_act_may_be_as_a_caller() -> None:
+    """It reads its capabilities at its first look, which must not be as the caller: they would be none, for good."""
+    credentials = Credentials()
+
+    def work() -> tuple[int, int]:
+        with credentials.caller(Context(1, _OTHER, _OTHER, 1)):
+            inside = syscalls.effective_capabilities()
+        with credentials.killing_privileges(1):
+            return inside, syscalls.effective_capabilities()
+
+    killing = syscalls.effective_capabilities() & ~(1 << syscalls.CAP_FSETID)
+    assert in_thread(work) == (1 << syscalls.CAP_DAC_OVERRIDE, killing)
+
+
+@needs_root
 def test_privileges_are_killed_for_a_moment_and_only_where_asked() -> None:
     def work() -> tuple[int, int, int]:
         credentials, bit = Credentials(), 1 << syscalls.CAP_FSETID

@@ -19,6 +19,7 @@ from passthrough.errors import UserError
 from passthrough.protocol import constants as c
 from passthrough.protocol.negotiation import InitIn
 from passthrough.transport import mountinfo, mounting
+from passthrough.transport.llfuse import library
 from tests.unit.helpers import descriptors
 
 NAMES = (
@@ -26,6 +27,7 @@ NAMES = (
     "device",
     "cap_sys_admin",
     "fusermount3",
+    "llfuse",
     "libnbd",
     "qemu_nbd",
     "fuse_version",
@@ -57,7 +59,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPat
     monkeypatch.setattr(doctor, "_PARAMETERS", str(parameters))
     monkeypatch.setattr(doctor, "_offer", lambda: _OFFER)
     monkeypatch.setattr(doctor, "_kernel", lambda: Finding("kernel", State.OK, "Linux with FUSE"))
-    for name in ("libnbd", "qemu_nbd"):
+    for name in ("llfuse", "libnbd", "qemu_nbd"):
         monkeypatch.setattr(doctor, f"_{name}", lambda name=name: Finding(name, State.OK, "installed"))
     monkeypatch.setattr(doctor, "_namespaces", lambda: Finding("user_namespaces", State.OK, "up to 1"))
     monkeypatch.setattr(mounting, "DEVICE", str(device))
@@ -336,3 +338,16 @@ def test_what_export_lacks_is_named_with_its_package(monkeypatch: pytest.MonkeyP
     for finding, package in ((doctor._libnbd(), "python3-libnbd"), (doctor._qemu_nbd(), "qemu-utils")):
         assert finding.state is State.LIMITED
         assert finding.remedy == f"apt install {package}"
+
+
+def test_llfuse_and_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = doctor._llfuse()
+    assert (found.state, found.detail) == (State.OK, f"llfuse {library.version()}")
+    monkeypatch.setattr(library, "version", lambda: "1.3.8")
+    found = doctor._llfuse()
+    assert (found.state, found.remedy) == (State.LIMITED, "pip install -U llfuse")
+    monkeypatch.setattr(library, "version", lambda: "1.5.2")
+    monkeypatch.setattr(mounting, "may_mount", lambda: False)
+    monkeypatch.setattr(mounting, "old_helper_path", lambda: None)
+    found = doctor._llfuse()
+    assert (found.state, found.remedy) == (State.LIMITED, "apt install fuse3")

@@ -57,7 +57,7 @@ P = "passthrough"
 _CORE = (f"{P}.protocol", f"{P}.filesystem", f"{P}.syscalls")
 _SERVER = (f"{P}.calls", f"{P}.server", f"{P}.waiting", f"{P}.trace")
 _ERRORS = (f"{P}.errors", f"{P}.exitcodes")
-_ROWS = (f"{P}.option_rows", f"{P}.sandbox_options", f"{P}.process_options")
+_ROWS = (f"{P}.option_rows", f"{P}.sandbox_options", f"{P}.process_options", f"{P}.transport_options")
 _VHOST = "passthrough.transport.vhost.{}".format  # virtqueues know no FUSE: virtiofs alone knows both
 RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((f"{P}.protocol",), (f"{P}.protocol",)),
@@ -81,6 +81,7 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((f"{P}.option_rows",), _ERRORS),
     ((f"{P}.sandbox_options",), (f"{P}.option_rows", f"{P}.fs", *_ERRORS)),
     ((f"{P}.process_options",), (f"{P}.option_rows", f"{P}.sandbox_options")),
+    ((f"{P}.transport_options",), (f"{P}.option_rows", f"{P}.fs", *_ERRORS)),
     ((f"{P}.owner_options",), (*_ROWS, f"{P}.fs", f"{P}.protocol", *_ERRORS)),
     ((f"{P}.share_options",), (*_ROWS, f"{P}.owner_options", f"{P}.fs", *_ERRORS)),
     ((f"{P}.options",), (*_ROWS, f"{P}.owner_options", f"{P}.share_options", f"{P}.fs", *_ERRORS)),
@@ -88,7 +89,10 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         (f"{P}.export_options",),
         (*_ROWS, f"{P}.options", f"{P}.fs", *_ERRORS),
     ),
-    ((f"{P}.sessions",), (f"{P}.transport", f"{P}.options", f"{P}.fs.choice", *_SERVER, *_CORE, *_ERRORS)),
+    (
+        (f"{P}.sessions",),
+        (f"{P}.transport", f"{P}.options", f"{P}.transport_options", f"{P}.fs.choice", *_SERVER, *_CORE, *_ERRORS),
+    ),
     (
         (f"{P}.api",),
         (

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from passthrough import exitcodes
+from passthrough import exitcodes, export_options
 from passthrough.cli import parser
 from passthrough.errors import UserError
 from passthrough.fs.owners.idmap import Kind, Line
@@ -19,6 +19,7 @@ from passthrough.process_options import Level
 from passthrough.sandbox_options import SandboxMode, SeccompMode
 from passthrough.share_options import Writeout
 from passthrough.transport.mounting import MOUNT_FLAGS
+from passthrough.transport_options import Transport
 
 _WORDS = [option.word for option in OPTIONS]
 _FLAGS = [option for option in OPTIONS if option.parse is None]
@@ -39,6 +40,7 @@ _VALUES: dict[str, tuple[tuple[str, object], ...]] = {
     "readdirplus": tuple((when.value, when) for when in ReaddirPlus),
     "passthrough": tuple((when.value, when) for when in Choice),
     "io_uring": tuple((when.value, when) for when in Choice),
+    "transport": tuple((door.value, door) for door in Transport),
     "threads": (("1", 1), ("256", 256)),
     "log_level": tuple((level.value, level) for level in Level),
     "sandbox": tuple((mode.value, mode) for mode in SandboxMode),
@@ -70,6 +72,7 @@ _BAD: dict[str, tuple[str, ...]] = {
     "readdirplus": ("yes", ""),
     "passthrough": ("yes", "", "On"),
     "io_uring": ("yes", "", "1"),
+    "transport": ("fuse", "", "Llfuse"),
     "threads": ("0", "257", "-1", "1.0", "two", ""),
     "log_level": ("", "err", "INFO", "7"),
     "sandbox": ("", "yes", "Namespace"),
@@ -259,6 +262,16 @@ def test_sloppy_forgives_unknown_words_alone() -> None:
         "posix_acl,xattrmap=:bad:server::system.:/ok/all///",
         "passthrough=on,xattrmap=:map:security.:user.:",
         "passthrough=on,writeout=immediate",
+        "transport=llfuse,cache=never",
+        "transport=llfuse,cache=metadata",
+        "transport=llfuse,writeback",
+        "transport=llfuse,passthrough=on",
+        "transport=llfuse,io_uring=on",
+        "transport=llfuse,readdirplus=auto",
+        "transport=llfuse,posix_acl",
+        "transport=llfuse,security_label",
+        "transport=llfuse,flock",
+        "transport=llfuse,posix_lock",
     ],
 )
 def test_contradictions_are_refused_in_either_order(text: str) -> None:
@@ -280,10 +293,23 @@ def test_contradictions_are_refused_in_either_order(text: str) -> None:
         "posix_acl,xattrmap=:ok:all:system.posix_acl_:system.posix_acl_:/prefix/all//user.x./:bad:all:::",
         "security_label,no_security_label,no_xattr",
         "passthrough=on,writeout=immediate,writeout=later",
+        "transport=llfuse,cache=always,no_readdirplus,no_flock,passthrough=auto,io_uring=off",
+        "transport=llfuse,writeback,no_writeback",
+        "transport=auto,writeback",
+        "transport=devfuse,io_uring=on",
     ],
 )
 def test_what_does_not_contradict_is_taken(text: str) -> None:
     assert with_dash_o(text) != MountOptions()
+
+
+@pytest.mark.parametrize("word", ["passthrough", "io_uring"])
+def test_what_llfuse_cannot_do_for_an_export(word: str) -> None:
+    settings = split_words(f"transport=llfuse,{word}=on")
+    with pytest.raises(UserError, match=f"transport=llfuse: {word}=on cannot be had with llfuse") as raised:
+        export_options.collect(settings)
+    assert raised.value.status == exitcodes.USAGE
+    assert export_options.collect(settings[:1]).transport is Transport.LLFUSE
 
 
 def test_no_access_lists_without_what_they_need() -> None:

@@ -17,7 +17,17 @@ from typing import NamedTuple, TypeVar
 
 import pytest
 
-from ..harness import ROOT, TIMEOUT_S, URING_SWITCH, Harness, for_other_users, is_mounted, wait_until
+from ..harness import (
+    NEWER_LLFUSE,
+    ROOT,
+    TIMEOUT_S,
+    URING_SWITCH,
+    Harness,
+    for_other_users,
+    is_mounted,
+    wait_until,
+    with_modules,
+)
 from . import sources
 
 T = TypeVar("T")
@@ -53,6 +63,16 @@ def by_uring(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
     harness.cleanups.append(lambda: URING_SWITCH.write_text(before))
     URING_SWITCH.write_text("Y")
     return mounted(harness, mode, place)
+
+
+def by_newer_llfuse(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
+    """The same, with llfuse 1.5."""
+    if not NEWER_LLFUSE.exists():
+        pytest.skip(f"llfuse 1.5 is not in {NEWER_LLFUSE}; make test puts it there")
+    words = ("-o", ",".join(("allow_other", *mode.options)))
+    mount = harness.mount(*words, source=place.share, point=place.point, env=with_modules(NEWER_LLFUSE))
+    assert str(NEWER_LLFUSE) in Path(f"/proc/{mount.pid}/maps").read_text()
+    return Shared(place.source, mount.point, mount.server, mount.pid)
 
 
 def logged(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
@@ -160,6 +180,18 @@ _COLLECTED = _LOCALLY | {
 _MAP = "xattrmap=:ok:all:system.posix_acl_:system.posix_acl_: :prefix:all::user.guest.: :bad:all:::"
 _RENAMES = "the map gives attributes other names, of the namespace user, which symlinks cannot have"
 _DEFAULT = _LOCALLY | _PASSING
+_OLD_LIBRARY = {
+    "append off": "llfuse hands over the flags of open(2), and not those that fcntl(2) sets",
+    "access lists": "libfuse 2.9 knows no FUSE_POSIX_ACL (7.26), so they are hidden",
+    "birth": "libfuse 2.9 knows no STATX (7.39)",
+    "fallocate": "llfuse has no fallocate: EOPNOTSUPP",
+    "holes": "libfuse 2.9 knows no LSEEK (7.24): the kernel takes a file for one piece of data",
+    "inode flags": "llfuse has no ioctl: ENOTTY",
+    "rename flags": "libfuse 2.9 knows no RENAME2 (7.23): EINVAL",
+    "supplementary groups": "libfuse 2.9 knows no CREATE_SUPP_GROUP (7.38): what depends on one loses SGID",
+    "unnamed files": "libfuse 2.9 knows no TMPFILE (7.37): EOPNOTSUPP",
+}
+"""What llfuse cannot do, as the kernel then does; test_llfuse.py looks that it is refused like that."""
 _PROGRAMS = {"collapse": _FALLOCATE, "shared flock": _LOCAL, "shared posix_lock": _LOCAL}
 
 _VIRTUAL = {
@@ -199,6 +231,20 @@ _ROWS = (
         ("io_uring=on", "passthrough=off", "flock", "posix_lock", "cache=never"),
         _ANY | _WITHOUT,
         enter=by_uring,
+    ),
+    Mode("transport=llfuse", ("transport=llfuse",), _LOCALLY | _WITHOUT | _OLD_LIBRARY),
+    Mode(
+        "transport=llfuse,seccomp=log,threads=1",
+        ("transport=llfuse", "seccomp=log", "threads=1"),
+        _LOCALLY | _WITHOUT | _OLD_LIBRARY,
+        enter=logged,
+        core=True,
+    ),
+    Mode(
+        "transport=llfuse (1.5)",
+        ("transport=llfuse",),
+        _LOCALLY | _WITHOUT | _OLD_LIBRARY,
+        enter=by_newer_llfuse,
     ),
     Mode("seccomp=log", ("seccomp=log",), _DEFAULT, enter=logged),
     Mode(
@@ -274,9 +320,13 @@ class Tree:
         assert shown == plain, f"mount: {shown!r}, plain directory: {plain!r}"
         return shown
 
+    def has(self, feature: str) -> bool:
+        """Whether this row can do it."""
+        return feature not in self.mode.lacks
+
     def needs(self, feature: str) -> None:
         """Skip where this row lacks it."""
-        if feature in self.mode.lacks:
+        if not self.has(feature):
             pytest.skip(f"{feature}: {self.mode.lacks[feature]}")
 
     def compare(self) -> None:

@@ -157,6 +157,7 @@ def test_direct_io(tree: Tree) -> None:
 
 
 @pytest.mark.core
+@pytest.mark.needs("unnamed files")
 def test_unnamed_files(tree: Tree) -> None:
     def act(d: Path) -> object:
         with opened(d, os.O_TMPFILE | os.O_RDWR, 0o640) as fd:
@@ -169,6 +170,7 @@ def test_unnamed_files(tree: Tree) -> None:
     assert (tree.source / "named").read_bytes() == b"unnamed"
 
 
+@pytest.mark.needs("unnamed files")
 def test_unnamed_files_that_stay_so(tree: Tree) -> None:
     def act(d: Path) -> None:
         with opened(d, os.O_TMPFILE | os.O_EXCL | os.O_WRONLY) as fd:

@@ -154,6 +154,7 @@ def test_rename_of_what_is_open(tree: Tree) -> None:
 
 
 @pytest.mark.core
+@pytest.mark.needs("rename flags")
 def test_rename_without_replacing(tree: Tree) -> None:
     for d in (tree.mount, tree.plain):
         (d / "old").write_bytes(b"old")
@@ -165,6 +166,7 @@ def test_rename_without_replacing(tree: Tree) -> None:
 
 
 @pytest.mark.core
+@pytest.mark.needs("rename flags")
 def test_rename_as_an_exchange(tree: Tree) -> None:
     for d in (tree.mount, tree.plain):
         (d / "file").write_bytes(b"file")
@@ -182,7 +184,7 @@ def test_rename_as_an_exchange(tree: Tree) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.needs("whiteout")
+@pytest.mark.needs("rename flags", "whiteout")
 def test_rename_that_leaves_a_whiteout(tree: Tree) -> None:
     def act(d: Path) -> object:
         (d / "file").write_bytes(b"content")

@@ -29,6 +29,7 @@ def _extents(fd: int) -> list[tuple[str, int]]:
 
 
 @pytest.mark.core
+@pytest.mark.needs("holes")
 def test_holes(tree: Tree) -> None:
     def act(d: Path) -> object:
         with opened(d / "file", os.O_CREAT | os.O_RDWR) as fd:
@@ -64,6 +65,7 @@ _KINDS = {
 
 
 @pytest.mark.core
+@pytest.mark.needs("fallocate")
 @pytest.mark.parametrize("kind", _KINDS)
 def test_fallocate(tree: Tree, kind: str) -> None:
     """Within the file, across its end, and beyond it."""

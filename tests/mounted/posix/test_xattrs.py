@@ -228,7 +228,7 @@ def test_no_attributes_where_there_are_none(tree: Tree) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.needs("xattr")
+@pytest.mark.needs("xattr", "access lists")
 def test_access_lists(tree: Tree) -> None:
     def act(d: Path) -> object:
         (d / "file").touch(0o640)
@@ -253,7 +253,7 @@ def test_access_lists(tree: Tree) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.needs("xattr")
+@pytest.mark.needs("xattr", "access lists")
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
 def test_a_default_access_list_overrides_the_umask(tree: Tree, mask: int) -> None:
     def act(d: Path) -> object:
@@ -272,7 +272,7 @@ def test_a_default_access_list_overrides_the_umask(tree: Tree, mask: int) -> Non
 
 
 @pytest.mark.core
-@pytest.mark.needs("xattr")
+@pytest.mark.needs("xattr", "access lists")
 def test_access_lists_are_enforced(tree: Tree) -> None:
     for d in (tree.mount, tree.plain):
         for name in ("granted", "denied", "group"):
@@ -290,7 +290,7 @@ def test_access_lists_are_enforced(tree: Tree) -> None:
     assert tree.same(lambda d: as_user(lambda: (d / "group").read_bytes())) == "EACCES"
 
 
-@pytest.mark.needs("xattr")
+@pytest.mark.needs("xattr", "access lists")
 def test_setting_an_access_list_may_cost_sgid(tree: Tree) -> None:
     def act(d: Path) -> object:
         (d / "file").touch()
@@ -303,6 +303,7 @@ def test_setting_an_access_list_may_cost_sgid(tree: Tree) -> None:
 
 
 @pytest.mark.core
+@pytest.mark.needs("inode flags")
 @pytest.mark.parametrize("name", ["file", "directory"])
 def test_inode_flags(tree: Tree, name: str) -> None:
     _populate(tree.mount)
@@ -322,6 +323,7 @@ def test_inode_flags(tree: Tree, name: str) -> None:
 
 
 @pytest.mark.core
+@pytest.mark.needs("inode flags")
 def test_chattr_and_lsattr(tree: Tree) -> None:
     (tree.mount / "file").write_bytes(b"content")
     (tree.plain / "file").write_bytes(b"content")
@@ -362,6 +364,7 @@ def test_flags_that_protect(tree: Tree) -> None:
     assert tree.same(act) == (("EPERM",) * 5, 8, "EPERM", b"appended")
 
 
+@pytest.mark.needs("inode flags")
 def test_flags_of_others_files(tree: Tree) -> None:
     (tree.mount / "file").touch()
     (tree.plain / "file").touch()
