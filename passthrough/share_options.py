@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from . import exitcodes
 from .errors import UserError
-from .fs.tree.config import Cache, ReaddirPlus, TreeConfig
-from .option_rows import Option, seconds
+from .fs.tree.config import Cache, FileHandles, ReaddirPlus, TreeConfig
+from .option_rows import Option, one_of, seconds
 from .sandbox_options import SandboxOptions, check_sandbox
 
 
@@ -32,6 +32,7 @@ class ShareOptions(SandboxOptions):
     allow_mmap: bool = True
     preserve_noatime: bool = False
     killpriv_v2: bool = True
+    inode_file_handles: FileHandles | None = None
 
     def tree(self) -> TreeConfig:
         """The part that the shared directory is told."""
@@ -50,6 +51,7 @@ class ShareOptions(SandboxOptions):
             mmap=self.allow_mmap,
             noatime=self.preserve_noatime,
             killpriv=self.killpriv_v2,
+            file_handles=self.inode_file_handles or FileHandles.PREFER,
         )
 
 
@@ -59,6 +61,11 @@ def cache_mode(text: str) -> Cache:
         return Cache("never" if text == "none" else text)
     except ValueError:
         raise ValueError("one of " + ", ".join(member.value for member in Cache)) from None
+
+
+def file_handles(text: str) -> FileHandles:
+    """Whether inodes are kept as file handles; the Rust virtiofsd once said fallback for prefer."""
+    return one_of(FileHandles)("prefer" if text == "fallback" else text)  # type: ignore[no-any-return]
 
 
 SHARE_OPTIONS: tuple[Option, ...] = (
@@ -123,6 +130,14 @@ SHARE_OPTIONS: tuple[Option, ...] = (
         "O_NOATIME of a program on the mount is for the source's file as well; no_preserve_noatime is the default.",
     ),
     Option("no_preserve_noatime", "preserve_noatime", value=False),
+    Option(
+        "inode_file_handles",
+        "inode_file_handles",
+        "When descriptors are scarce: never (each remembered file keeps one), prefer (file handles instead, where they "
+        "can be had; the default) or mandatory (no file system without them is served).",
+        parse=file_handles,
+        metavar="WHEN",
+    ),
 )
 """For every command that shares a directory."""
 
@@ -136,4 +151,12 @@ def check_share(options: ShareOptions) -> None:
         )
     if options.posix_acl and not options.xattr:
         raise UserError("posix_acl and no_xattr exclude each other: an access list is an xattr", exitcodes.USAGE)
+    handles = options.inode_file_handles or FileHandles.PREFER
+    removed = (options.modcaps or "").lower().replace("-cap_", "-").split(":")
+    if handles is not FileHandles.NEVER and "-dac_read_search" in removed:
+        raise UserError(
+            f"modcaps=-dac_read_search and inode_file_handles={handles.value} exclude each other: file handles are "
+            "opened with it; inode_file_handles=never",
+            exitcodes.USAGE,
+        )
     check_sandbox(options)

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..fs.tree import ReaddirPlus
 from ..option_rows import seconds
 from ..sandbox_options import SANDBOX_OPTIONS, SandboxMode, SeccompMode
-from ..share_options import cache_mode
+from ..share_options import cache_mode, file_handles
 from . import serve, serve_options
 from .serve_options import ServeOptions, number_in, parse_level, parse_limit, parse_tag
 
@@ -124,13 +124,7 @@ TABLE: tuple[Row, ...] = (
     Row("--security-label", "R", refused="labels of new files are not set in this version"),
     Row("-o security_label", "RC", refused="labels of new files are not set in this version"),
     Row("-o no_security_label", "RC"),
-    Row(
-        "--inode-file-handles",
-        "R",
-        metavar="MODE",
-        refused="files are held by descriptors in this version",
-        allowed=("never",),
-    ),
+    Row("--inode-file-handles", "R", "inode_file_handles", metavar="MODE", parse=file_handles),
     Row("--migration-mode", "R", metavar="MODE", refused=_NO_MIGRATION),
     Row("--migration-on-error", "R", metavar="ACTION", refused=_NO_MIGRATION),
     Row("--migration-verify-handles", "R", refused=_NO_MIGRATION),

@@ -44,6 +44,16 @@ class Backing:
                 self._kernel.close_backing(self.backing_id)
 
 
+def _can_be_opened(fd: int) -> bool:
+    """Whether the kernel could open this anew for us: what was opened by its handle may have no path, which Landlock
+    refuses."""
+    try:
+        os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 class Backings:
     """The backing ids of one session. What an inode has is decided under one lock; the ioctl touches no file system."""
 
@@ -77,6 +87,8 @@ class Backings:
             return backing.backing_id
 
     def _registered(self, inode: Inode) -> Backing:
+        if not inode.connected and not _can_be_opened(inode.fd):
+            return self._refused
         try:
             with self._credentials.killing_privileges(True):
                 return Backing(self._kernel, self._kernel.open_backing(inode.fd))

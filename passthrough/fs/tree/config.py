@@ -27,6 +27,15 @@ class ReaddirPlus(Enum):
     ALWAYS = "always"
 
 
+class FileHandles(Enum):
+    """What becomes of inodes when descriptors are scarce. NEVER: each keeps its own. PREFER: those longest unused are
+    kept as file handles, where their file system has these. MANDATORY: no other file systems are served."""
+
+    NEVER = "never"
+    PREFER = "prefer"
+    MANDATORY = "mandatory"
+
+
 _TIMEOUT_NS = {Cache.NEVER: 0, Cache.METADATA: DAY_NS, Cache.AUTO: NS_PER_S, Cache.ALWAYS: DAY_NS}
 
 
@@ -51,6 +60,7 @@ class TreeConfig:
     killpriv: bool = True  # SUID and SGID of a changed file are cleared here (FUSE_HANDLE_KILLPRIV_V2, Linux 5.11)
     noatime: bool = False  # a caller's O_NOATIME is for the source's file as well
     submounts: bool = False  # other file systems below the root are announced as such (virtio-fs, Linux 5.10)
+    file_handles: FileHandles = FileHandles.NEVER  # what it takes to open them is given to the Tree
     descriptors: int = 0  # how many descriptors clients may pin; 0: what RLIMIT_NOFILE leaves
 
     def resolved(self) -> "TreeConfig":
