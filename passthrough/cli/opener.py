@@ -237,13 +237,14 @@ def _child(end: socket.socket, mode: sandbox.Seccomp) -> None:
         for number in ENDING:  # they are the daemon's, which may have to answer yet
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
+        process = _Process(end)  # with its key: there is no getrandom(2) later
         try:
             sandbox.enter(sandbox.opener_plan(mode, _NAME, end.fileno()))
         except sandbox.SandboxError as error:
             _send(end, str(error).encode(), [])
         else:
             _send(end, b"ready", [])
-            _Process(end).run()
+            process.run()
     finally:
         os._exit(0)
 
