@@ -23,7 +23,7 @@ from .channel import Channel
 from .keeper import keep
 from .opener import FileOpener
 from .serve_options import ServeOptions
-from .serving import tame_collector
+from .serving import make_room, tame_collector
 from .share import file_system
 from .signals import Signals
 
@@ -175,6 +175,7 @@ class _Share:
             server, _MAX_WRITE, options.thread_pool_size, config, inside.proc if inside.proc >= 0 else None
         )
         tame_collector()
+        make_room()
         outside.say("ready")
         _log.info("%s: waiting for a front end", options.socket_path or f"--fd={options.fd}")
         backend.run(self._socket, self._signals, once=options.once)

@@ -1,5 +1,6 @@
 """The daemon of a FUSE mount, inside its sandbox: take the device over, serve, wait for a signal or the unmount."""
 
+import fcntl
 import gc
 import logging
 import os
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _QUIESCE_S = 5.0
 _JOIN_S = 5.0
+_ROOM = 1 << 17  # descriptors, for which the kernel needs a mebibyte
 _FEWEST = 16  # descriptors, below which nothing can be served
 _HIGHEST = 1024  # the daemon's own descriptors are all below, before a client pins one
 _OF_A_RING = 2  # descriptors of a queue of FUSE over io_uring
@@ -49,6 +51,16 @@ def tame_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
+
+
+def make_room() -> None:
+    """Have the kernel make the table of descriptors large, before there are threads.
+
+    It grows by doubling, and from the second thread on each time waits for an RCU grace period, some 10 ms (Linux,
+    fs/file.c, expand_fdtable), in which the request that needed the descriptor waits too.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, min(soft, _ROOM) - 1))
 
 
 def open_descriptors() -> frozenset[int]:
@@ -126,6 +138,7 @@ class Service:
 
     def _serve(self, inside: sandbox.Inside, begun: Callable[[], None]) -> int:
         self._fs = self._make(inside, self._budget())
+        make_room()
         self._begin()
         begun()
         self._outside.say("ready")
