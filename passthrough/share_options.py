@@ -136,7 +136,7 @@ SHARE_OPTIONS: tuple[Option, ...] = (
         "When descriptors are scarce: never (each remembered file keeps one), prefer (file handles instead, where they "
         "can be had; the default) or mandatory (no file system without them is served).",
         parse=file_handles,
-        metavar="WHEN",
+        metavar="MODE",
     ),
 )
 """For every command that shares a directory."""

@@ -165,7 +165,7 @@ def opener_plan(mode: filtering.Mode, name: str, lifeline: int) -> Plan:
         process.no_new_privs_step(),
         *capabilities.plan(OPENER, frozenset()),
         *process.lock_plan(name, lifeline),
-        *filtering.plan(filtering.Filter(mode, base=filtering.OPENER)),
+        *filtering.plan(filtering.Filter(mode, base=filtering.OPENER, rules=filtering.OPENER_RULES)),
     ]
 
 

@@ -27,7 +27,7 @@ class Row(NamedTuple):
     """An option. word: as it is given, `-o WORD` for those of the list; who takes it: R, C or RC.
 
     field and value (or parse, with a metavar) say what it sets; without a field it has no effect, and with `refused`
-    it is refused, unless its value is one of `allowed`, which then has no effect. One with `many` may be repeated.
+    it is refused. One with `many` may be repeated.
     """
 
     word: str
@@ -37,7 +37,6 @@ class Row(NamedTuple):
     metavar: str = ""
     parse: Callable[[str], Any] | None = None
     refused: str = ""
-    allowed: tuple[str, ...] = ()
     many: bool = False
 
 
@@ -188,7 +187,7 @@ def _settings(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 def _value(row: Row, text: str | None) -> Any:
     if bool(row.metavar) != (text is not None):
         raise UserError(f"{row.word} takes {'a value' if row.metavar else 'no value'}", exitcodes.USAGE)
-    if row.refused and text not in row.allowed:
+    if row.refused:
         given = row.word if text is None else f"{row.word}={text}"
         raise UserError(f"{given}: {row.refused}", exitcodes.USAGE)
     if row.parse is None:
@@ -206,8 +205,6 @@ def help_text() -> str:
     for row in TABLE:
         given = row.word + (f"={row.metavar}" if row.metavar else "")
         refused = f"refused: {row.refused}" if row.refused else ""
-        if row.allowed:
-            refused += f" ({', '.join(row.allowed)} is accepted)"
         lines.append(f"  {given:36}{refused}".rstrip())
     return "\n".join([*lines, "", "man passthrough-virtiofsd tells more."])
 

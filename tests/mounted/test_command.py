@@ -49,6 +49,7 @@ BAD_VALUES = {
     "entry_timeout": ["", "soon", "-0.1", "nan", "inf", "1e99"],
     "negative_timeout": ["", "soon", "-0.1", "nan", "inf", "1e99"],
     "readdirplus": ["", "never", "yes"],
+    "inode_file_handles": ["", "always", "on"],
     "passthrough": ["", "yes", "ON"],
     "io_uring": ["", "1", "never"],
     "threads": ["", "0", "257", "-1", "1.5", "x"],
@@ -69,6 +70,8 @@ CONTRADICTIONS = [
     (("uid_map=:0:0:1:", "sandbox=chroot"), ("uid_map", "sandbox=chroot")),
     (("gid_map=:0:0:1:",), ("gid_map", "root")),
     (("modcaps=+nonsense",), ("modcaps", "NONSENSE")),
+    (("modcaps=-mknod:-dac_read_search",), ("modcaps=-dac_read_search", "inode_file_handles=never")),
+    (("modcaps=-CAP_DAC_READ_SEARCH", "inode_file_handles=mandatory"), ("inode_file_handles=mandatory",)),
     (("posix_acl", "no_default_permissions"), ("posix_acl", "no_default_permissions")),
     (("allow_other", "no_default_permissions"), ("allow_other", "no_default_permissions")),
 ]
