@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from passthrough import exitcodes
 from passthrough.cli import parser
 from passthrough.errors import UserError
-from passthrough.fs.tree.config import NS_PER_S, Cache, Choice, ReaddirPlus
+from passthrough.fs.tree.config import NS_PER_S, Cache, Choice, FileHandles, ReaddirPlus
 from passthrough.option_rows import Option, Setting, split_words
 from passthrough.options import OPTIONS, MountOptions, collect
 from passthrough.sandbox_options import SandboxMode, SeccompMode
