@@ -15,6 +15,7 @@ One message for each, and one answer. The other end's closing is the end.
 import array
 import errno
 import hashlib
+import hmac
 import logging
 import os
 import signal
@@ -122,7 +123,7 @@ class _Process:
     def _open(self, flags: int, token: bytes) -> int:
         number, proof, handle = token[: _mount.size], token[_mount.size :][:_PROOF], token[_mount.size + _PROOF :]
         mount = self._mounts.get(*_mount.unpack(number))
-        if mount is None or proof != self._proof(number + handle):
+        if mount is None or not hmac.compare_digest(proof, self._proof(number + handle)):
             raise OSError(errno.ESTALE, "")
         opened = syscalls.open_by_handle_at(mount[1], handle, _PATH)
         if flags & os.O_PATH:
@@ -152,10 +153,13 @@ class Client:
 
     def _exchange(self, request: bytes, fds: Sequence[int] = ()) -> tuple[bytes, list[int]]:
         with self._lock:
-            _send(self._end, request, fds)
-            answer, found = _receive(self._end)
+            try:
+                _send(self._end, request, fds)
+                answer, found = _receive(self._end)
+            except OSError:
+                answer = b""
         if not answer:
-            raise OSError(errno.EIO, "the process that opens files by their handles has ended")
+            raise OSError(errno.EIO, "the process that opens them has ended")
         return answer, found
 
     def seal(self, fds: Sequence[int]) -> list[Token | None]:
