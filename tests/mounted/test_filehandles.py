@@ -3,7 +3,7 @@
 import errno
 import os
 import subprocess
-from collections.abc import Iterator
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from passthrough import exitcodes
 from ..vhost.backend import backend
 from ..vhost.fuse import Client, ReplyError
 from .harness import Harness, Mount, ended, log_size, refusal, run, said_in_log
+from .posix.calls import link_descriptor
 from .posix.modes import attempt
 from .posix.sources import attach
 
@@ -60,10 +61,9 @@ def test_with_descriptors_alone_the_budget_is_honest(harness: Harness) -> None:
     assert walk(mount.point) == 1500
     held: list[int] = []
     try:
-        with pytest.raises(OSError, match="Too many open files in system") as raised:
-            for number in range(300):
-                held.append(os.open(mount.point / "0" / f"{number}", os.O_PATH))
-        assert raised.value.errno == errno.ENFILE
+        more = (os.open(mount.point / "0" / f"{number}", os.O_PATH) for number in range(300))
+        assert attempt(lambda: held.extend(more)) == "ENFILE"
+        assert len(held) > 20
     finally:
         for fd in held:
             os.close(fd)
@@ -97,13 +97,13 @@ def disk(harness: Harness) -> Path:
 
 
 @pytest.fixture
-def crowded(harness: Harness, disk: Path) -> Iterator[Mount]:
+def crowded(harness: Harness, disk: Path) -> Mount:
     """A mount of it that lets go of whatever it can; `file` was looked at first."""
     (disk / "file").write_text("first")
     (disk / "many").mkdir()
     for number in range(400):
         (disk / "many" / f"{number}").touch()
-    yield harness.mount("-o", "cache=always,landlock=auto", source=disk, descriptors=_FEW)
+    return harness.mount("-o", "cache=always", source=disk, descriptors=_FEW)
 
 
 def crowd(mount: Mount) -> None:
@@ -114,8 +114,8 @@ def crowd(mount: Mount) -> None:
 
 
 def test_a_file_that_has_no_path_is_served_all_the_same(harness: Harness, crowded: Mount, disk: Path) -> None:
-    """A remount makes the kernel forget the names of the disk: what is opened by its handle then has none, and Landlock
-    lets the daemon open nothing that has none."""
+    """A remount makes the kernel forget the names of the disk: what is opened by its handle then has none. A Landlock
+    before Linux 6.18 lets the daemon open nothing that has none."""
     fd = os.open(crowded.point / "file", os.O_PATH)
     try:
         assert os.fstat(fd).st_size == 5
@@ -132,12 +132,12 @@ def test_a_file_that_has_no_path_is_served_all_the_same(harness: Harness, crowde
         os.setxattr(path, "user.x", b"x")
         os.utime(path, (5, 5))
         os.truncate(path, 8)
-        os.link(path, crowded.point / "linked", follow_symlinks=True)
+        link_descriptor(fd, crowded.point / "linked")
     finally:
         os.close(fd)
-    assert (disk / "linked").read_text() == "second t"
     st = (disk / "file").stat()
     assert (st.st_mode & 0o7777, st.st_nlink, int(st.st_atime)) == (0o600, 2, 5)
+    assert (disk / "linked").read_text() == "second t"
     assert os.getxattr(disk / "file", "user.x") == b"x"
 
 
@@ -224,8 +224,7 @@ def test_a_guest_that_forgets_nothing(handles: str) -> None:
             client.init()
             if handles == "never":
                 with pytest.raises(ReplyError) as raised:
-                    for name in names:
-                        client.lookup(1, name)
+                    deque((client.lookup(1, name) for name in names), 0)
                 assert raised.value.errno == errno.ENFILE
                 assert client.getattr()["ino"] == made.shared.stat().st_ino
             else:

@@ -166,6 +166,9 @@ def test_what_is_gone_is_stale_and_its_number_is_anothers(
         return (*st[:7], key[0], *st[8:]) if st[7] == ino else st
 
     monkeypatch.setattr(syscalls, "statx", reused)
+    for _ in range(2):  # where known names are asked for, a statx comes first
+        find(tree, b"link")
+    assert not tree.inodes.root.unexplored
     new = find(tree, b"other").nodeid
     assert new != old
     assert find(tree, b"other").nodeid == new
