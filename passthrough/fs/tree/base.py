@@ -269,7 +269,8 @@ class TreeBase(FileSystem):
     def hold(self, parent: Inode, name: bytes) -> None:
         """What is about to lose a name that may be its last is held: a handle leads nowhere once a file has none, but
         a client may still use it."""
-        if self.inodes.keeping is None:
+        keeping = self.inodes.keeping
+        if keeping is None or (self.inodes.all_held and not self.tight()):
             return
         try:
             inode = self.inodes.known(key_of(syscalls.statx(parent.fd, name, BY_NAME, MASK)))

@@ -110,6 +110,11 @@ class InodeMap:
         """How many have a descriptor."""
         return len(self._held)
 
+    @property
+    def all_held(self) -> bool:
+        """Whether every inode has a descriptor."""
+        return len(self._held) >= len(self._by_nodeid) - 1  # the root is not among them
+
     def __len__(self) -> int:
         return len(self._by_nodeid)
 
