@@ -264,10 +264,11 @@ def _wanted(mode: FileHandles | None) -> bool:
     return False
 
 
-def _not_to_be_had(mode: FileHandles | None, why: str, status: int) -> None:
+def _not_to_be_had(mode: FileHandles | None, why: str, status: int, *, usual: bool = True) -> None:
+    """Say so, unless nobody asked for it and it is what is to be expected."""
     if mode is FileHandles.MANDATORY:
         raise UserError(f"inode_file_handles=mandatory: {why}; inode_file_handles=never does without", status)
-    if mode is FileHandles.PREFER:
+    if mode is FileHandles.PREFER or not usual:
         _log.warning("inode_file_handles=prefer: %s; as with never, each file takes a descriptor", why)
     else:
         _log.debug("%s: each file takes a descriptor", why)
@@ -306,6 +307,7 @@ class FileOpener:
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP or self._mode is FileHandles.MANDATORY:
                 status = exitcodes.SOURCE if error.errno == errno.EOPNOTSUPP else exitcodes.PERMISSION
-                _not_to_be_had(self._mode, f"the share cannot be opened by its file handle: {error.strerror}", status)
+                why = f"the share cannot be opened by its file handle: {error.strerror}"
+                _not_to_be_had(self._mode, why, status, usual=error.errno in (errno.EPERM, errno.EOPNOTSUPP))
                 return
         self.client = client  # without handles of the root's: those of other file systems, as they are met

@@ -108,8 +108,8 @@ def test_a_lookup_revives_without_opening_by_handle(few: Few, source: Path) -> N
     inode = inode_of(tree, entry.nodeid)
     assert inode.held is None
     assert find(tree, b"dir", b"inner").nodeid == entry.nodeid
-    assert inode.held is not None
-    assert inode.connected
+    assert inode_of(tree, entry.nodeid).held is not None
+    assert inode_of(tree, entry.nodeid).connected
     assert opener.opened == 0
 
 
@@ -311,17 +311,28 @@ def test_what_cannot_be_opened_anew_passes_through_the_daemon(few: Few, monkeypa
     """Landlock lets nobody open what has no path; the kernel would open it for us, with our rights."""
 
     class Backing(DeafKernel):
+        given = closed = 0
+
         def open_backing(self, fd: int) -> int:
+            self.given += 1
             return 7
 
         def close_backing(self, backing_id: int) -> None:
             assert backing_id == 7
+            self.closed += 1
 
+    kernel = Backing()
     tree, _ = few(passthrough=Choice.AUTO)
-    tree.init(Agreement(45, c.FUSE_PASSTHROUGH, 1 << 20), Backing())
+    tree.init(Agreement(45, c.FUSE_PASSTHROUGH, 1 << 20), kernel)
     named, lost = find(tree, b"file").nodeid, find(tree, b"dir", b"inner").nodeid
-    assert tree.open(ME, named, os.O_RDONLY, 0).backing_id == 7
+    fh = tree.open(ME, named, os.O_RDONLY, 0).fh
     let_go(tree)
+    assert (kernel.given, kernel.closed) == (1, 0), "it is in use"
+    tree.release(ME, named, fh, 0, 0, 0)
+    tree.getattr(ME, named, None)
+    let_go(tree)
+    assert (kernel.given, kernel.closed) == (1, 1), "what is let go is kept by nothing else"
+    assert tree.open(ME, named, os.O_RDONLY, 0).backing_id == 7
     real = os.open
 
     def refused(path: object, flags: int, *more: object, **named: object) -> int:

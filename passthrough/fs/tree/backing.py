@@ -3,7 +3,8 @@
 One backing id per inode, shared by its opens, because the kernel refuses an open that names another id, or none, while
 one is in use (fs/fuse/iomode.c). So what is decided for an inode holds for all of its opens: an inode that was refused
 once is served through the daemon for as long as it is remembered. An id is kept as long, too, rather than closed with
-the last open: it holds no more than our own descriptor does, and a file is opened more often than it is forgotten.
+the last open: it holds no more than our own descriptor does, with which it goes where that is let go, and a file is
+opened more often than it is forgotten.
 
 The O_PATH descriptor is registered: each open of the mount makes the kernel open the file anew with that open's flags,
 and with the credentials of the registering thread. They lack CAP_FSETID, so a write clears SUID and SGID; the kernel
@@ -97,6 +98,13 @@ class Backings:
                 self._off = True
                 log.warning("kernel passthrough is refused (%s): data passes through the daemon", error.strerror)
             return self._refused
+
+    def let_go(self, inode: Inode) -> None:
+        """Keep no id that no open uses; the next one registers the file again. What was refused stays so."""
+        with self._lock:
+            backing = inode.backing
+            if backing is not None and backing is not self._refused and not backing.opens:
+                inode.backing = None
 
     def close(self, inode: Inode) -> None:
         """One open less."""

@@ -117,7 +117,7 @@ class TreeBase(FileSystem):
         root = Inode(c.FUSE_ROOT_ID, root_fd, key, stat.S_IFMT(st[ST_MODE]), self.ino_mask(key), self.pins)
         keeping = None
         if opener is not None and config.file_handles is not FileHandles.NEVER:
-            keeping = Keeping(opener, self.afford)
+            keeping = Keeping(opener, self.afford, self._idle)
         self._mandatory = keeping is not None and config.file_handles is FileHandles.MANDATORY
         self.inodes = InodeMap(root, keeping)
         self.files: HandleMap[Handle] = HandleMap()
@@ -347,6 +347,10 @@ class TreeBase(FileSystem):
         handle = BackedHandle(inode, fd, lambda: self._open_for(inode, flags & ~os.O_TRUNC))
         quiet = self.fopen_flags(inode, flags) & c.FOPEN_NOFLUSH
         return Opened(self.files.add(handle), c.FOPEN_PASSTHROUGH | quiet, backing_id)
+
+    def _idle(self, inode: Inode) -> None:
+        if self._backings is not None:
+            self._backings.let_go(inode)
 
     def closed(self, handle: Handle) -> None:
         """A handle was released."""

@@ -88,10 +88,13 @@ class Sealed:
 class Keeping:
     """The inodes of one tree that are kept so, and which file systems can have it."""
 
-    def __init__(self, opener: Opener, afford: Callable[[], None]) -> None:
-        """afford is what makes room for one more descriptor, and raises ENFILE where there is none."""
+    def __init__(self, opener: Opener, afford: Callable[[], None], idle: Callable[[Inode], None]) -> None:
+        """afford is what makes room for one more descriptor, and raises ENFILE where there is none; idle is told of
+        each inode that is let go, so that nothing else keeps it open."""
         self._opener = opener
         self._afford = afford
+        self._idle = idle
+        self._ended = False
         self._inodes: InodeMap
         self._able: dict[tuple[int, ...], bool] = {}
         self._evicting = threading.Lock()
@@ -105,7 +108,7 @@ class Keeping:
     def able(self, device: tuple[int, ...], fd: int) -> bool:
         """Whether this descriptor's file system, on this device, has handles that can be relied on. Where not, the log
         says so once."""
-        able = self._able.get(device)
+        able = self._able.get(device) if not self._ended else False
         if able is None:
             able = has_handles(fd)
             if self._able.setdefault(device, able) is able and not able:
@@ -139,8 +142,8 @@ class Keeping:
             try:
                 tokens = self._opener.seal([fd for _, fd in held])
             except OSError as error:
+                self._ended = True
                 log.error("file handles are no longer to be had: %s", error.strerror)
-                self._able = dict.fromkeys(self._able, False)
                 return
             for (inode, _), token in zip(held, tokens, strict=True):
                 if token is not None:
@@ -151,6 +154,8 @@ class Keeping:
         held = self._inodes.let_go(inode)
         if held is not None and not _has_name(held):  # its last one was removed just now
             self._inodes.hold_on(inode, held)
+        else:
+            self._idle(inode)
 
     def revive(self, inode: Inode, token: Token) -> Descriptor:
         """Open what only the handle is kept of. ESTALE where it is gone, ENFILE where no descriptor is left."""
