@@ -224,7 +224,7 @@ def _receive(end: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def start(mode: sandbox.Seccomp) -> Client:
-    """Fork the process; OSError where it cannot confine itself."""
+    """Fork the process. SandboxError where it cannot confine itself."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
         _child(theirs, mode)
@@ -232,7 +232,7 @@ def start(mode: sandbox.Seccomp) -> Client:
     client = Client(ours)
     answer, _ = _receive(ours)
     if answer != b"ready":
-        raise OSError(errno.EIO, answer.decode(errors="replace") or "it ended")
+        raise sandbox.SandboxError(answer.decode(errors="replace") or "sandbox: the opener of file handles ended")
     return client
 
 
@@ -298,9 +298,8 @@ class FileOpener:
             os.close(root)
 
     def _begin(self, root: int) -> None:
-        client = None
+        client = start(sandbox.Seccomp(self._options.seccomp.value))
         try:
-            client = start(sandbox.Seccomp(self._options.seccomp.value))
             if not has_handles(root):
                 raise OSError(errno.EOPNOTSUPP, "its file system has none that can be relied on")
             client.begin(root)
