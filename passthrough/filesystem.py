@@ -9,6 +9,8 @@ Rules
 * Names are bytes, one path component; whoever serves has split them, a FileSystem still refuses "/" and "..".
 * Lookup counts: every Entry that lookup, mknod, mkdir, symlink, link, create, tmpfile or readdirplus hands out raises
   its node's count by one, and forget lowers it. A node may be dropped when the count is 0; the root (nodeid 1) never.
+* Where FUSE_SECURITY_CTX was agreed, ctx.labels are set on what mknod, mkdir, symlink, create and tmpfile make before
+  they return; where that fails, nothing is left of it.
 * What is not overridden answers ENOSYS; for flush, fsync, fsyncdir, access, opendir, statx, lseek, poll, the xattr
   calls and the locks the kernel then stops asking and does what is right without us.
 """

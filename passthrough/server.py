@@ -20,7 +20,7 @@ from .protocol import structs as s
 from .protocol.errors import RequestError
 from .protocol.negotiation import Agreement, FeatureError, VersionError, Wishes, negotiate, put_init, read_init
 from .protocol.operations import BY_NAME, BY_OPCODE, OPCODE_LIMIT, OPERATIONS, Out
-from .protocol.requests import Header, read_groups
+from .protocol.requests import Header, read_extensions
 from .protocol.values import Buffers, Context, FileLock
 from .waiting import Waiters
 
@@ -121,7 +121,7 @@ class Server:
             if self._owner is not None and uid not in (0, self._owner) and opcode not in _ANYBODY:
                 raise failure(errno.EACCES)
             if extensions:
-                ctx.groups = read_groups(payload, end, end + extensions)
+                ctx.groups, ctx.labels = read_extensions(payload, end, end + extensions)
             result = call(ctx, nodeid, args, at, payload, start, end, channel, data)
         except OSError as error:
             result = _negative(error)

@@ -5,12 +5,23 @@ kind of mount can have.
 """
 
 from dataclasses import dataclass
+from enum import Enum
 
 from . import exitcodes
 from .errors import UserError
 from .fs.tree.config import Cache, FileHandles, ReaddirPlus, TreeConfig
+from .fs.xattrmap import XattrMap, parse_map
 from .option_rows import Option, one_of, seconds
 from .sandbox_options import SandboxOptions, check_sandbox
+
+_ACCESS_LISTS = (b"system.posix_acl_access", b"system.posix_acl_default")
+
+
+class Writeout(Enum):
+    """When the kernel begins to write to the disk what was written: when it likes, or with each write."""
+
+    LATER = "later"
+    IMMEDIATE = "immediate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,9 @@ class ShareOptions(SandboxOptions):
     allow_mmap: bool = True
     preserve_noatime: bool = False
     killpriv_v2: bool = True
+    xattrmap: XattrMap | None = None
+    security_label: bool = False
+    writeout: Writeout = Writeout.LATER
     inode_file_handles: FileHandles | None = None
 
     def tree(self) -> TreeConfig:
@@ -44,15 +58,31 @@ class ShareOptions(SandboxOptions):
             writeback=self.writeback,
             readdirplus=self.readdirplus,
             xattr=self.xattr,
-            posix_acl=self.posix_acl is not False,
+            posix_acl=self.posix_acl is not False and self.keeps_access_lists(),
             flock=self.flock,
             posix_lock=self.posix_lock,
             direct_io=self.allow_direct_io,
             mmap=self.allow_mmap,
             noatime=self.preserve_noatime,
             killpriv=self.killpriv_v2,
+            writeout=self.writeout is Writeout.IMMEDIATE,
             file_handles=self.inode_file_handles or FileHandles.PREFER,
         )
+
+    def keeps_access_lists(self) -> bool:
+        """Whether access lists have the same names on both sides, without which the kernels do not enforce them."""
+        return self.xattrmap is None or all(map(self.xattrmap.unchanged, _ACCESS_LISTS))
+
+    def needs_xattr(self) -> str | None:
+        """The option that is about extended attributes, and implies that there are some."""
+        for name, wanted in (
+            ("posix_acl", self.posix_acl),
+            ("xattrmap", self.xattrmap is not None),
+            ("security_label", self.security_label),
+        ):
+            if wanted:
+                return name
+        return None
 
 
 def cache_mode(text: str) -> Cache:
@@ -131,6 +161,26 @@ SHARE_OPTIONS: tuple[Option, ...] = (
     ),
     Option("no_preserve_noatime", "preserve_noatime", value=False),
     Option(
+        "xattrmap",
+        "xattrmap",
+        "Other names for extended attributes: rules :TYPE:SCOPE:KEY:PREPEND:, or those called selinux or overlay.",
+        parse=parse_map,
+        metavar="RULES",
+    ),
+    Option(
+        "security_label",
+        "security_label",
+        "New files get the label that a security module (SELinux) gives them; no_security_label is the default.",
+    ),
+    Option("no_security_label", "security_label", value=False),
+    Option(
+        "writeout",
+        "writeout",
+        "When what was written goes to the disk: later (the default) or immediate, which begins it with each write.",
+        parse=one_of(Writeout),
+        metavar="WHEN",
+    ),
+    Option(
         "inode_file_handles",
         "inode_file_handles",
         "When descriptors are scarce: never (each remembered file keeps one), prefer (file handles instead, where they "
@@ -149,8 +199,15 @@ def check_share(options: ShareOptions) -> None:
             f"writeback needs a page cache, and cache={options.cache.value} has none: cache=auto or always",
             exitcodes.USAGE,
         )
-    if options.posix_acl and not options.xattr:
-        raise UserError("posix_acl and no_xattr exclude each other: an access list is an xattr", exitcodes.USAGE)
+    if not options.xattr and (what := options.needs_xattr()):
+        why = ": an access list is an xattr" if what == "posix_acl" else ""
+        raise UserError(f"{what} and no_xattr exclude each other{why}", exitcodes.USAGE)
+    if options.posix_acl and not options.keeps_access_lists():
+        raise UserError(
+            "posix_acl and this xattrmap exclude each other: it renames access lists, or refuses them; "
+            "put before its other rules :ok:all:system.posix_acl_:system.posix_acl_:",
+            exitcodes.USAGE,
+        )
     handles = options.inode_file_handles or FileHandles.PREFER
     removed = (options.modcaps or "").lower().replace("-cap_", "-").split(":")
     if handles is not FileHandles.NEVER and "-dac_read_search" in removed:

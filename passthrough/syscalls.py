@@ -28,6 +28,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS = 1, 2, 4, 8, 16
 MS_NOATIME = 1024
 MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
+SYNC_FILE_RANGE_WRITE = 2
 F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW = 36, 37, 38
 MEMBARRIER_CMD_PRIVATE_EXPEDITED, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED = 8, 16
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FSETID, CAP_SYS_ADMIN = 1, 2, 4, 21
@@ -67,6 +68,7 @@ _io_uring_enter = _libc["syscall"]
 _renameat2 = _function("renameat2", c_int, c_char_p, c_int, c_char_p, c_uint)
 _fallocate = _function("fallocate", c_int, c_int, c_long, c_long)
 _syncfs = _function("syncfs", c_int)
+_sync_file_range = _function("sync_file_range", c_int, ctypes.c_int64, ctypes.c_int64, c_uint)
 _getdents64 = _function("getdents64", c_int, c_void_p, ctypes.c_size_t, result=ctypes.c_ssize_t)
 _fcntl = _function("fcntl", c_int, c_int, c_void_p)
 _flock = _function("flock", c_int, c_int)
@@ -147,6 +149,12 @@ def utimensat(dirfd: int, path: bytes | None, atime: tuple[int, int], mtime: tup
     """utimensat(2), a final magic link followed; times are (s, ns), ns also UTIME_NOW or UTIME_OMIT."""
     if _utimensat(dirfd, path, _pack_times(*atime, *mtime), 0) < 0:
         raise _error(path)
+
+
+def sync_file_range(fd: int, offset: int, nbytes: int, flags: int) -> None:
+    """sync_file_range(2): nbytes 0 means all from offset on; flags are SYNC_FILE_RANGE_*."""
+    if _sync_file_range(fd, offset, nbytes, flags) != 0:
+        raise _error()
 
 
 def syncfs(fd: int) -> None:

@@ -55,8 +55,8 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
         print("\n".join(confine.explain(options, share.needs(settings, frozenset()), prepare)))
         return exitcodes.OK
     confine.warn(options)
-    if options.writeback and options.passthrough is Choice.AUTO:
-        _log.info("with writeback the kernel does not read and write the files itself: passthrough=off")
+    if (what := options.seen_by_daemon()) and options.passthrough is Choice.AUTO:
+        _log.info("with %s the kernel does not read and write the files itself: passthrough=off", what)
     door = MountDoor(_request(source, real, options), source=os.path.abspath(source), threads=options.threads)
 
     def begin(ready: background.Ready) -> int:
@@ -134,11 +134,12 @@ class Share:
     def _file_system(self, inside: sandbox.Inside, budget: int, covered: list[Covered]) -> FileSystem:
         return file_system(
             inside.root if inside.root >= 0 else self._fd,
-            replace(self._options.tree(), descriptors=budget),
+            self._options,
             inside,
             readonly=self._options.ro,
             covered=covered[0] if covered else None,
             opener=self._opener.client,
+            descriptors=budget,
         )
 
 

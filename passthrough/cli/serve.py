@@ -165,7 +165,7 @@ class _Share:
         fs = self._file_system(inside)
         wishes = Wishes(
             flags=fs.flags | c.FUSE_MAX_PAGES,
-            required=fs.required | (c.FUSE_POSIX_ACL if options.posix_acl else 0),
+            required=fs.required,
             max_write=_MAX_WRITE,
         )
         requests = logging.getLogger(f"{__package__}.requests").debug if _wants_requests(options) else None
@@ -191,9 +191,7 @@ class _Share:
 
     def _file_system(self, inside: sandbox.Inside) -> FileSystem:
         root = inside.root if inside.root >= 0 and not self._is_file else self._fd
-        return file_system(
-            root, self._options.tree(), inside, readonly=self._options.readonly, opener=self._opener.client
-        )
+        return file_system(root, self._options, inside, readonly=self._options.readonly, opener=self._opener.client)
 
 
 def _wants_requests(options: ServeOptions) -> bool:

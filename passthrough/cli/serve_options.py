@@ -203,7 +203,7 @@ def options_of(values: dict[str, Any]) -> ServeOptions:
     """The options out of what was parsed; UserError where they contradict each other."""
     known = {field.name for field in fields(ServeOptions)}
     options = ServeOptions(**{key: value for key, value in values.items() if key in known})
-    if options.posix_acl:
+    if options.needs_xattr() and "xattr" not in values:
         options = replace(options, xattr=True)
     if not options.print_capabilities:
         _check(options)

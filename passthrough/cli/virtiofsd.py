@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from .. import __version__, exitcodes
 from ..errors import UserError
 from ..fs.tree import ReaddirPlus
+from ..fs.xattrmap import XattrMap, parse_map
 from ..option_rows import seconds
 from ..sandbox_options import SANDBOX_OPTIONS, SandboxMode, SeccompMode
 from ..share_options import cache_mode, file_handles
@@ -51,6 +52,14 @@ def _sandbox(text: str) -> SandboxMode:
 def _seccomp(text: str) -> SeccompMode:
     """trap, which is for finding bugs of virtiofsd's, is not among ours."""
     return {"none": SeccompMode.NONE, "log": SeccompMode.LOG, "kill": SeccompMode.KILL}[text]
+
+
+def _xattrmap(text: str) -> XattrMap:
+    """The error names the rule."""
+    try:
+        return parse_map(text)
+    except ValueError as error:
+        raise UserError(f"xattrmap={text}: it takes {error}", exitcodes.USAGE) from None
 
 
 def _option(word: str) -> Callable[[str], Any]:
@@ -118,11 +127,10 @@ TABLE: tuple[Row, ...] = (
     Row("--gid-map", "R", "gid_map", metavar="MAP", parse=_option("gid_map"), many=True),
     Row("--translate-uid", "R", metavar="MAP", refused=_NO_MAPS),
     Row("--translate-gid", "R", metavar="MAP", refused=_NO_MAPS),
-    Row("--xattrmap", "R", metavar="RULES", refused="names of attributes are not mapped in this version"),
-    Row("-o xattrmap", "C", metavar="RULES", refused="names of attributes are not mapped in this version"),
-    Row("--security-label", "R", refused="labels of new files are not set in this version"),
-    Row("-o security_label", "RC", refused="labels of new files are not set in this version"),
-    Row("-o no_security_label", "RC"),
+    Row("--xattrmap", "R", "xattrmap", metavar="RULES", parse=_xattrmap),
+    Row("-o xattrmap", "C", "xattrmap", metavar="RULES", parse=_xattrmap),
+    Row("--security-label", "R", "security_label"),
+    *_flags("security_label", "RC"),
     Row("--inode-file-handles", "R", "inode_file_handles", metavar="MODE", parse=file_handles),
     Row("--migration-mode", "R", metavar="MODE", refused=_NO_MIGRATION),
     Row("--migration-on-error", "R", metavar="ACTION", refused=_NO_MIGRATION),

@@ -5,15 +5,13 @@ import os
 from typing import Any, NoReturn
 
 from ..filesystem import Context, FileSystem, IoctlReply, Opened, failure
+from .decorator import Decorator
 
 CHANGES = frozenset(
     "setattr symlink mknod mkdir unlink rmdir rename2 link create tmpfile write fallocate copy_file_range setxattr"
     " removexattr".split()
 )
 """Methods that change something whatever their arguments."""
-_METHODS = frozenset(
-    name for name in vars(FileSystem) if not name.startswith("_") and callable(getattr(FileSystem, name))
-)
 _IOC_WRITE = 1 << 30
 
 
@@ -21,23 +19,19 @@ def _refuse(*_: Any) -> NoReturn:
     raise failure(errno.EROFS)
 
 
-class ReadOnly(FileSystem):
+class ReadOnly(Decorator):
     """Stands before another FileSystem. Reading may still change access times there: that is the host's affair."""
 
     def __init__(self, fs: FileSystem) -> None:
-        self.flags = fs.flags
-        self.required = fs.required
-        self.stack_depth = fs.stack_depth
-        self._open = fs.open
-        self._ioctl = fs.ioctl
-        for name in _METHODS - vars(ReadOnly).keys():
-            setattr(self, name, _refuse if name in CHANGES else getattr(fs, name))
+        super().__init__(fs)
+        for name in CHANGES:
+            setattr(self, name, _refuse)
 
     def open(self, ctx: Context, nodeid: int, flags: int, open_flags: int) -> Opened:
         """For reading alone."""
         if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
             _refuse()
-        return self._open(ctx, nodeid, flags, open_flags)
+        return self.fs.open(ctx, nodeid, flags, open_flags)
 
     def ioctl(
         self, ctx: Context, nodeid: int, fh: int, cmd: int, arg: int, flags: int, data: bytes, out_size: int
@@ -45,4 +39,4 @@ class ReadOnly(FileSystem):
         """Those that ask, and none that set (_IOC_WRITE: data for us)."""
         if cmd & _IOC_WRITE:
             _refuse()
-        return self._ioctl(ctx, nodeid, fh, cmd, arg, flags, data, out_size)
+        return self.fs.ioctl(ctx, nodeid, fh, cmd, arg, flags, data, out_size)

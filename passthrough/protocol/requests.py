@@ -11,13 +11,17 @@ from typing import Any, NamedTuple
 from .constants import FUSE_EXT_GROUPS, FUSE_MAX_NR_SECCTX, IN_HEADER_SIZE
 from .errors import RequestError, StreamError
 from .operations import Operation
-from .structs import FUSE_EXT_HEADER, FUSE_FORGET_ONE, FUSE_IN_HEADER, FUSE_SUPP_GROUPS, Layout
+from .structs import FUSE_EXT_HEADER, FUSE_FORGET_ONE, FUSE_IN_HEADER, FUSE_SECCTX, FUSE_SUPP_GROUPS, Layout
 
 Arguments = tuple[Any, ...]
 Decoder = Callable[[memoryview, int, memoryview, int, int], Arguments]
 """(args, offset of the struct, payload, start, end) to the arguments of a method: names first, then the values."""
 
+Labels = tuple[tuple[bytes, bytes], ...]
+"""Security labels: the name of the attribute and its value, each."""
+
 MAX_SUPPLEMENTARY_GROUPS = 32
+_XATTR_NAME_MAX = 255
 
 
 class Header(NamedTuple):
@@ -99,12 +103,15 @@ def read_forgets(payload: memoryview, start: int, end: int, count: int) -> list[
     return list(FUSE_FORGET_ONE.struct.iter_unpack(payload[start:end]))
 
 
-def read_groups(payload: memoryview, start: int, end: int) -> tuple[int, ...] | None:
-    """The supplementary groups among a request's extensions, or None where it brings none (Linux 6.3, 7.38).
+def read_extensions(payload: memoryview, start: int, end: int) -> tuple[tuple[int, ...] | None, Labels]:
+    """(the supplementary groups among a request's extensions, or None where it brings none (Linux 6.3, 7.38); the
+    security labels for what it creates (Linux 5.17, 7.36)).
 
-    Extensions are a chain of fuse_ext_header; types up to FUSE_MAX_NR_SECCTX count security contexts.
+    Extensions are a chain of fuse_ext_header; in the place of its type, fuse_secctx_header has the number of security
+    contexts, which is at most FUSE_MAX_NR_SECCTX, and 0 where no security module is at work.
     """
-    found: tuple[int, ...] | None = None
+    groups: tuple[int, ...] | None = None
+    labels: Labels | None = None
     position = start
     while position < end:
         if end - position < FUSE_EXT_HEADER.size:
@@ -113,11 +120,32 @@ def read_groups(payload: memoryview, start: int, end: int) -> tuple[int, ...] | 
         if size < FUSE_EXT_HEADER.size or size > end - position:
             raise RequestError(f"an extension of {size} bytes where {end - position} are left")
         if kind == FUSE_EXT_GROUPS:
-            found = _groups(payload, position + FUSE_EXT_HEADER.size, position + size)
+            groups = _groups(payload, position + FUSE_EXT_HEADER.size, position + size)
         elif kind > FUSE_MAX_NR_SECCTX:
             raise RequestError(f"an extension of unknown type {kind}")
+        elif labels is not None:
+            raise RequestError("two extensions with security labels")
+        else:
+            labels = _labels(payload, position + FUSE_EXT_HEADER.size, position + size, kind)
         position += size
-    return found
+    return groups, labels or ()
+
+
+def _labels(payload: memoryview, start: int, end: int, count: int) -> Labels:
+    """Security contexts: fuse_secctx (the value's size), the name with its NUL, the value, padded to 8 bytes each."""
+    found: list[tuple[bytes, bytes]] = []
+    for _ in range(count):
+        if end - start < FUSE_SECCTX.size:
+            raise RequestError(f"{count} security labels were due, {len(found)} came")
+        (size,) = FUSE_SECCTX.struct.unpack_from(payload, start)
+        name, at = split_name(payload, start + FUSE_SECCTX.size, end)
+        if not 0 < len(name) <= _XATTR_NAME_MAX or size > end - at:
+            raise RequestError(f"a security label of {size} bytes, with a name of {len(name)}, in {end - start} bytes")
+        found.append((name, bytes(payload[at : at + size])))
+        start += (at + size - start + 7) & ~7
+    if end > start:
+        raise RequestError(f"{end - start} bytes follow the security labels")
+    return tuple(found)
 
 
 def _groups(payload: memoryview, start: int, end: int) -> tuple[int, ...]:

@@ -17,10 +17,11 @@ class Context:
     unique is the request's id; uid, gid and pid are the caller's in the daemon's namespaces (0 for requests that the
     kernel makes by itself, such as writeback); groups holds the one supplementary group that a creating request may
     bring (FUSE_CREATE_SUPP_GROUP, Linux 6.3), or None where the kernel sent no extension.
+    labels holds the security labels (name and value) for what the request creates (FUSE_SECURITY_CTX, Linux 5.17).
     interrupted becomes true when the caller gave up (FUSE_INTERRUPT): a method that waits must then raise EINTR.
     """
 
-    __slots__ = ("gid", "groups", "interrupted", "pid", "uid", "unique")
+    __slots__ = ("gid", "groups", "interrupted", "labels", "pid", "uid", "unique")
 
     def __init__(self, unique: int, uid: int, gid: int, pid: int, groups: tuple[int, ...] | None = None) -> None:
         self.unique = unique
@@ -28,6 +29,7 @@ class Context:
         self.gid = gid
         self.pid = pid
         self.groups = groups
+        self.labels: tuple[tuple[bytes, bytes], ...] = ()
         self.interrupted = False
 
 

@@ -17,10 +17,14 @@ from typing import Any
 
 import pytest
 
+from passthrough.cli.share import before
 from passthrough.filesystem import Context
+from passthrough.fs.capability import CAPABILITY, ClearedCapability
 from passthrough.fs.tree import Tree, TreeConfig, base, inodes
 from passthrough.fs.tree.credentials import Credentials
+from passthrough.fs.xattrmap import Kind, Mapped, XattrMap, parse_map
 from passthrough.protocol import constants as c
+from passthrough.share_options import ShareOptions
 from tests.unit.helpers import ME, ROOT_ID, find, in_thread, path_fd
 
 from .inside import report
@@ -189,6 +193,41 @@ def follow_links(patch: Patch) -> None:
     patch.setattr(base, "BY_NAME", 0)
 
 
+# CVE-2021-20263: capabilities under another name survive a change of the file
+
+
+def capabilities_after_a_change(share: Path) -> bool:
+    with tree_of(share) as tree:
+        fs = before(tree, ShareOptions(xattrmap=parse_map(":map::user.guest.:")))
+        nodeid = find(tree, b"file").nodeid
+        fh = fs.open(ME, nodeid, os.O_RDWR, 0).fh
+        fs.setxattr(ME, nodeid, CAPABILITY, b"a guest's program may do all", 0, 0)
+        fs.write(USER, nodeid, fh, 0, (memoryview(b"changed"),), 0, os.O_RDWR)
+        return got(lambda: fs.getxattr(ME, nodeid, CAPABILITY)) is not None
+
+
+def as_any_attribute(patch: Patch) -> None:
+    patch.setattr(ClearedCapability, "_clear", lambda self, ctx, nodeid: None)
+
+
+# A map gone round: the guest asks for the name that the host has
+
+
+def write_under_the_hosts_name(share: Path) -> list[str]:
+    with tree_of(share) as tree:
+        fs = before(tree, ShareOptions(xattrmap=parse_map(":map:security.:trusted.guest.:")))
+        nodeid = find(tree, b"file").nodeid
+        for name in (b"trusted.guest.security.x", b"trusted.guest.other", b"security.x"):
+            got(lambda name=name: fs.setxattr(ME, nodeid, name, b"x", 0, 0))  # type: ignore[misc]
+        return [name for name in os.listxattr(share / "file") if name != "trusted.guest.security.x"] + [
+            name.decode() for name in fs.listxattr(ME, nodeid) if name != b"security.x"
+        ]
+
+
+def without_the_rule(patch: Patch) -> None:
+    patch.setattr(XattrMap, "to_host", lambda self, name: Mapped(Kind.OK, name))
+
+
 CASES = {
     "CVE-2020-10717 descriptors": (open_without_end, no_budget),
     "CVE-2020-35517 special files": (open_special, no_look_at_the_kind),
@@ -196,6 +235,8 @@ CASES = {
     "forget underflow": (forget_too_much, counts_below_zero),
     "CVE-2023-1386 SUID": (privileged_after_a_write, with_fsetid),
     "CVE-2017-7471 symlinks": (read_through_a_link, follow_links),
+    "CVE-2021-20263 capabilities": (capabilities_after_a_change, as_any_attribute),
+    "a map gone round": (write_under_the_hosts_name, without_the_rule),
 }
 
 

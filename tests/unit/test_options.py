@@ -10,9 +10,11 @@ from passthrough import exitcodes
 from passthrough.cli import parser
 from passthrough.errors import UserError
 from passthrough.fs.tree.config import NS_PER_S, Cache, Choice, FileHandles, ReaddirPlus
+from passthrough.fs.xattrmap import parse_map
 from passthrough.option_rows import Option, Setting, split_words
 from passthrough.options import OPTIONS, MountOptions, collect
 from passthrough.sandbox_options import SandboxMode, SeccompMode
+from passthrough.share_options import Writeout
 from passthrough.transport.mounting import MOUNT_FLAGS
 
 _WORDS = [option.word for option in OPTIONS]
@@ -25,6 +27,8 @@ _VALUES: dict[str, tuple[tuple[str, object], ...]] = {
     "max_read": (("4096", 4096), ("128K", 131072), ("16m", 16 << 20)),
     "max_write": (("4k", 4096), ("1M", 1 << 20)),
     "cache": tuple((mode.value, mode) for mode in Cache),
+    "xattrmap": (("selinux", parse_map("selinux")), ("/ok/all///", parse_map("/ok/all///"))),
+    "writeout": tuple((when.value, when) for when in Writeout),
     "timeout": (("0", 0), ("0.5", NS_PER_S // 2), ("86400", 86400 * NS_PER_S), ("0.000000001", 1)),
     "attr_timeout": (("1", NS_PER_S), ("1e3", 1000 * NS_PER_S)),
     "entry_timeout": (("2.25", NS_PER_S * 9 // 4),),
@@ -48,6 +52,8 @@ _BAD: dict[str, tuple[str, ...]] = {
     "max_read": ("", "4095", "17M", "1G", "-4096", "x", "4096 ", "0x1000", "9" * 5000),
     "max_write": ("", "0", "1k"),
     "cache": ("", "Auto", "nothing"),
+    "xattrmap": ("", "SELinux", ":ok:server:::", ":map:a:b::ok:all:::"),
+    "writeout": ("", "Immediate", "0"),
     "timeout": ("", "-1", "x", "nan", "sNaN", "inf", "1000000001", "1e99", "1s"),
     "attr_timeout": ("-0.5", "NaN"),
     "entry_timeout": ("Infinity",),
@@ -158,6 +164,7 @@ def test_the_opposites_are_those_of_mount_and_no_() -> None:
         ("preserve_noatime", "no_preserve_noatime"),
         ("killpriv_v2", "no_killpriv_v2"),
         ("readonly", "rw"),
+        ("security_label", "no_security_label"),
     }
 
 
@@ -229,6 +236,13 @@ def test_sloppy_forgives_unknown_words_alone() -> None:
         "cache=metadata,writeback",
         "posix_acl,no_xattr",
         "no_default_permissions,posix_acl",
+        "xattrmap=overlay,no_xattr",
+        "security_label,no_xattr",
+        "posix_acl,xattrmap=:map::user.x.:",
+        "posix_acl,xattrmap=:bad:all:::",
+        "posix_acl,xattrmap=:bad:server::system.:/ok/all///",
+        "passthrough=on,xattrmap=:map:security.:user.:",
+        "passthrough=on,writeout=immediate",
     ],
 )
 def test_contradictions_are_refused_in_either_order(text: str) -> None:
@@ -246,6 +260,10 @@ def test_contradictions_are_refused_in_either_order(text: str) -> None:
         "writeback,cache=never,cache=auto",
         "writeback,no_writeback,cache=never",
         "posix_acl,no_posix_acl,no_xattr",
+        "posix_acl,xattrmap=selinux,passthrough=on",
+        "posix_acl,xattrmap=:ok:all:system.posix_acl_:system.posix_acl_:/prefix/all//user.x./:bad:all:::",
+        "security_label,no_security_label,no_xattr",
+        "passthrough=on,writeout=immediate,writeout=later",
     ],
 )
 def test_what_does_not_contradict_is_taken(text: str) -> None:
@@ -333,3 +351,26 @@ def test_any_text_is_taken_or_refused_in_a_line(text: str, sloppy: bool) -> None
 def test_escaping_and_splitting_are_inverse(names: list[str]) -> None:
     escaped = ",".join("fsname=" + name.replace("\\", "\\\\").replace(",", "\\,") for name in names)
     assert split_words(escaped) == [("fsname", name) for name in names]
+
+
+def test_access_lists_go_where_a_map_renames_them() -> None:
+    assert with_dash_o("xattrmap=selinux").tree().posix_acl
+    for text in (":map::user.x.:", ":bad:all:::", ":unsupported:client:system.::/ok/all///"):
+        assert not with_dash_o(f"xattrmap={text}").tree().posix_acl
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("", None),
+        ("xattrmap=selinux", None),
+        ("xattrmap=:bad:all:::", None),
+        ("writeback", "writeback"),
+        ("writeout=immediate", "writeout=immediate"),
+        ("xattrmap=:map::user.x.:", "an xattrmap that renames security.capability"),
+    ],
+)
+def test_the_kernel_does_not_write_alone_where_the_daemon_must_see_it(text: str, seen: str | None) -> None:
+    options = with_dash_o(text)
+    assert options.seen_by_daemon() == seen
+    assert options.tree().passthrough is (Choice.OFF if seen else Choice.AUTO)

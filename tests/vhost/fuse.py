@@ -58,11 +58,14 @@ class Client:
             memory.take(4096),
         )
 
-    def header(self, name: str, nodeid: int, size: int, *, uid: int = 0, gid: int = 0) -> tuple[int, bytes]:
+    def header(
+        self, name: str, nodeid: int, size: int, *, uid: int = 0, gid: int = 0, extensions: int = 0
+    ) -> tuple[int, bytes]:
+        """extensions: how many of the size bytes are extensions, at the end."""
         unique = next(self._unique)
         length = c.IN_HEADER_SIZE + size
         opcode = BY_NAME[name].opcode
-        return unique, s.FUSE_IN_HEADER.struct.pack(length, opcode, unique, nodeid, uid, gid, 1, 0)
+        return unique, s.FUSE_IN_HEADER.struct.pack(length, opcode, unique, nodeid, uid, gid, 1, extensions // 8)
 
     def pieces(
         self,
@@ -74,10 +77,12 @@ class Client:
         out: int = 0,
         room: int = 0,
         slot: Slot | None = None,
+        extensions: int = 0,
+        uid: int = 0,
     ) -> tuple[int, list[Piece]]:
         """(unique, descriptors): data bytes of the slot follow the arguments; out bytes of body; room for data."""
         slot = slot or self.slot
-        unique, header = self.header(name, nodeid, len(args) + data)
+        unique, header = self.header(name, nodeid, len(args) + data, uid=uid, gid=uid, extensions=extensions)
         raw = header + args
         self.memory.at(slot.request, len(raw))[:] = raw
         found: list[Piece] = [(slot.request, len(header), False)]
@@ -103,10 +108,21 @@ class Client:
         return head
 
     def call(
-        self, name: str, nodeid: int = 1, args: bytes = b"", *, data: int = 0, out: int = 0, room: int = 0
+        self,
+        name: str,
+        nodeid: int = 1,
+        args: bytes = b"",
+        *,
+        data: int = 0,
+        out: int = 0,
+        room: int = 0,
+        extension: bytes = b"",
+        uid: int = 0,
     ) -> memoryview:
         """One request; its reply's body (in guest memory). ReplyError where the server says so."""
-        unique, pieces = self.pieces(name, nodeid, args, data=data, out=out, room=room)
+        unique, pieces = self.pieces(
+            name, nodeid, args + extension, data=data, out=out, room=room, extensions=len(extension), uid=uid
+        )
         head = self.submit(pieces)
         used, length = self.ring.wait()
         assert used == head
@@ -121,6 +137,18 @@ class Client:
             assert size == c.OUT_HEADER_SIZE
             raise ReplyError(-error, f"the server says {error}")
         return int(size) - c.OUT_HEADER_SIZE
+
+    def setxattr(self, nodeid: int, name: bytes, value: bytes) -> None:
+        """Without FUSE_SETXATTR_EXT."""
+        self.call("setxattr", nodeid, struct.pack("=II", len(value), 0) + name + b"\0" + value)
+
+    def getxattr(self, nodeid: int, name: bytes) -> bytes:
+        args = s.FUSE_GETXATTR_IN.struct.pack(1 << 16) + name + b"\0"
+        return self.call("getxattr", nodeid, args, room=1 << 16).tobytes()
+
+    def listxattr(self, nodeid: int, size: int = 1 << 16) -> list[bytes]:
+        body = self.call("listxattr", nodeid, s.FUSE_GETXATTR_IN.struct.pack(size), room=1 << 16).tobytes()
+        return body.split(b"\0")[:-1]
 
     # What tests and bench ask for
 

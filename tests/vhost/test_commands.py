@@ -87,7 +87,7 @@ def test_every_option_is_accepted_or_refused_with_its_reason(row: virtiofsd.Row)
         base = ["--shared-dir=/"]
     if row.field == "socket_group":
         base = ["--shared-dir=/", "--socket-path=/run/s"]
-    values |= {"ACTION": "kill", "CAPS": "+sys_admin", "MAP": ":0:0:1:"}
+    values |= {"RULES": "selinux", "ACTION": "kill", "CAPS": "+sys_admin", "MAP": ":0:0:1:"}
     values["MODE"] = {"sandbox": "chroot", "inode_file_handles": "fallback"}.get(row.field, "always")
     if row.many:
         values["MAP"] = ":0:1000:1:"

@@ -35,6 +35,7 @@ class Exchange:
     result: Any = None
     flags: int = FUSE_SETXATTR_EXT
     groups: tuple[int, ...] | None = None
+    labels: tuple[tuple[bytes, bytes], ...] = ()
 
     def __str__(self) -> str:
         return self.name.replace(" ", "-")
@@ -287,6 +288,7 @@ EXCHANGES = (
         (("mkdir", (1, b"dir", 0o755, 0o22)),),
         ENTRY_REPLY,
         groups=(2000,),
+        labels=((b"s.x", b"val"),),
     ),
     Exchange(
         "tmpfile",

@@ -7,7 +7,7 @@ import logging
 import queue
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -236,6 +236,13 @@ def logs() -> Iterator[Logs]:
 def request(opcode: int, rest: bytes = b"", *, unique: int = 11, nodeid: int = 0x22, extlen: int = 0) -> bytes:
     """A request with a true header; rest is all that follows it, extensions (extlen units of 8 bytes) last."""
     return struct.pack("=IIQQIIIHxx", 40 + len(rest), opcode, unique, nodeid, 1000, 100, 42, extlen) + rest
+
+
+def labels_extension(labels: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Security labels as Linux sends them (get_security_context() in fs/fuse/dir.c); none at all is a bare header."""
+    parts = [struct.pack("=I4x", len(value)) + name + b"\0" + value for name, value in labels]
+    body = b"".join(part + bytes(-len(part) % 8) for part in parts)
+    return struct.pack("=II", 8 + len(body), len(labels)) + body
 
 
 def handle(server: Server, raw: bytes, channel: FakeChannel | None = None, stale: bytes = b"") -> int | None:

@@ -14,9 +14,19 @@ from passthrough.protocol.dirents import put_dirents, put_dirents_plus, read_dir
 from passthrough.protocol.errors import RequestError
 from passthrough.protocol.operations import BY_NAME, BY_OPCODE, OPCODE_LIMIT, Out
 from passthrough.protocol.replies import join_names, put_header
-from passthrough.protocol.requests import decoder, read_forgets, read_groups, read_header, read_names, split_name
+from passthrough.protocol.requests import decoder, read_extensions, read_forgets, read_header, read_names, split_name
 from passthrough.protocol.structs import Layout
-from tests.wire.fake import BODY_SIZE, FakeChannel, FakeFileSystem, handle, logs, request, serve_split, serving
+from tests.wire.fake import (
+    BODY_SIZE,
+    FakeChannel,
+    FakeFileSystem,
+    handle,
+    labels_extension,
+    logs,
+    request,
+    serve_split,
+    serving,
+)
 from tests.wire.test_abi import fields
 from tests.wire.test_trace import REPLY, REQUEST
 
@@ -127,23 +137,27 @@ def test_forgets(forgets: list[tuple[int, int]], off_by: int, before: bytes) -> 
             read_forgets(view, len(before), len(raw), len(forgets) + off_by)
 
 
-@given(st.lists(U32, max_size=32), st.lists(st.integers(0, 31), max_size=3), st.binary(max_size=9))
-def test_groups(groups: list[int], contexts: list[int], before: bytes) -> None:
-    """Security contexts around them are skipped."""
+label = st.tuples(names.filter(lambda name: 0 < len(name) <= 255), st.binary(max_size=300))
+
+
+@given(st.lists(U32, max_size=32), st.lists(label, max_size=31), st.binary(max_size=9), st.booleans())
+def test_extensions(groups: list[int], labels: list[tuple[bytes, bytes]], before: bytes, turned: bool) -> None:
+    """A supplementary group and security labels, in either order (Linux has the labels first)."""
     body = struct.pack(f"=I{len(groups)}I", len(groups), *groups)
     body += bytes(-len(body) % 8)
-    others = b"".join(struct.pack("=II", 24, kind) + b"\xff" * 16 for kind in contexts)
-    raw = before + others + struct.pack("=II", 8 + len(body), 32) + body + others
-    assert read_groups(memoryview(raw), len(before), len(raw)) == tuple(groups)
+    both = [labels_extension(labels), struct.pack("=II", 8 + len(body), 32) + body]
+    raw = before + b"".join(reversed(both) if turned else both)
+    assert read_extensions(memoryview(raw), len(before), len(raw)) == (tuple(groups), tuple(labels))
 
 
 @given(st.binary(max_size=200), st.integers(0, 20))
 def test_any_extension_is_read_or_refused(raw: bytes, start: int) -> None:
     try:
-        groups = read_groups(memoryview(raw), min(start, len(raw)), len(raw))
+        groups, labels = read_extensions(memoryview(raw), min(start, len(raw)), len(raw))
     except RequestError:
         return
     assert groups is None or len(groups) <= 32
+    assert sum(len(name) + len(value) for name, value in labels) <= len(raw)
 
 
 @given(st.lists(dirents, max_size=20), st.integers(0, 4096))

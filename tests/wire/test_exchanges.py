@@ -30,6 +30,7 @@ def _check(exchange: Exchange, fs: FakeFileSystem, reply: bytes | None) -> None:
     for ctx in fs.contexts:
         assert (ctx.unique, ctx.uid, ctx.gid, ctx.pid) == (11, 1000, 100, 42)
         assert ctx.groups == exchange.groups
+        assert ctx.labels == exchange.labels
         assert not ctx.interrupted
 
 

@@ -24,6 +24,7 @@ from tests.wire.fake import (
     FakeFileSystem,
     handle,
     init_request,
+    labels_extension,
     request,
     serve_split,
     serving,
@@ -286,7 +287,14 @@ def _groups(*groups: int, count: int | None = None) -> bytes:
     return _ext(32, body + bytes(-(len(body)) % 8))
 
 
+def _label(name: bytes, value: bytes, size: int | None = None, pad: int | None = None) -> bytes:
+    """One security context, whose size may lie."""
+    raw = struct.pack("=I4x", len(value) if size is None else size) + name + value
+    return raw + bytes(-len(raw) % 8 if pad is None else pad)
+
+
 MKDIR = struct.pack("=II", 0o755, 0) + b"dir\0"
+_X = _label(b"security.x\0", b"value")
 BAD_EXTENSIONS = {
     "size 0": _ext(32, bytes(8), size=0),
     "size 7": _ext(32, bytes(8), size=7),
@@ -303,6 +311,24 @@ BAD_EXTENSIONS = {
     "4 groups where 3 are": _groups(1, 2, 3, count=4),
     "2^32-1 groups": _groups(1, count=0xFFFFFFFF),
     "2^30 groups": _groups(1, count=1 << 30),
+    "a label that is not there": _ext(1, b""),
+    "two labels where one is": _ext(2, _X),
+    "31 labels where one is": _ext(31, _X),
+    "one label where two are": _ext(1, _X + _X),
+    "no label where one is": _ext(0, _X),
+    "a label's value beyond the end": _ext(1, _label(b"security.x\0", b"value", size=6)),
+    "a label's value a page beyond": _ext(1, _label(b"security.x\0", b"value", size=4096)),
+    "a label's value of 2^31": _ext(1, _label(b"security.x\0", b"value", size=1 << 31)),
+    "a label's value of 4 GiB": _ext(1, _label(b"security.x\0", b"value", size=0xFFFFFFFF)),
+    "a label's value that takes in the next label": _ext(2, _label(b"a\0", b"b", size=40) + _X),
+    "a label that hides behind a shorter value": _ext(1, _label(b"a\0", bytes(30), size=1)),
+    "a label without a name": _ext(1, _label(b"\0", b"value")),
+    "a label's name without its NUL": _ext(1, _label(b"security.x!!!!!!", b"")),
+    "a label's name of 256 bytes": _ext(1, _label(b"x" * 256 + b"\0", b"value")),
+    "half a label": _ext(1, bytes(8)),
+    "labels, then labels": labels_extension([(b"a", b"b")]) + labels_extension([(b"a", b"b")]),
+    "none, then labels": labels_extension([]) + labels_extension([(b"a", b"b")]),
+    "labels that lie, after groups": _groups(7) + _ext(2, _X),
 }
 
 
@@ -331,25 +357,36 @@ def test_extension_of_a_request_without_reply(
 
 
 @pytest.mark.parametrize(
-    ("extension", "groups"),
+    ("extension", "groups", "labels"),
     [
-        (b"", None),
-        (_ext(1, bytes(16)), None),
-        (_ext(31, bytes(16)), None),
-        (_groups(), ()),
-        (_groups(7), (7,)),
-        (_groups(*range(32)), tuple(range(32))),
-        (_groups(0xFFFFFFFF, 0), (0xFFFFFFFF, 0)),
-        (_ext(1, bytes(8)) + _groups(7) + _ext(2, b""), (7,)),
+        (b"", None, ()),
+        (_ext(0, b""), None, ()),
+        (_ext(0, b"") + _groups(7), (7,), ()),
+        (_ext(1, _X), None, ((b"security.x", b"value"),)),
+        (_ext(1, _label(b"security.x\0", b"")), None, ((b"security.x", b""),)),
+        (_ext(2, _X + _X), None, ((b"security.x", b"value"),) * 2),
+        (_ext(31, _X * 31), None, ((b"security.x", b"value"),) * 31),
+        (_ext(1, _label(b"x" * 255 + b"\0", b"v" * 60000)), None, ((b"x" * 255, b"v" * 60000),)),
+        (_groups(), (), ()),
+        (_groups(7), (7,), ()),
+        (_groups(*range(32)), tuple(range(32)), ()),
+        (_groups(0xFFFFFFFF, 0), (0xFFFFFFFF, 0), ()),
+        (_ext(1, _X) + _groups(7), (7,), ((b"security.x", b"value"),)),
+        (_groups(7) + _ext(1, _X), (7,), ((b"security.x", b"value"),)),
     ],
 )
 def test_extensions_that_are_well_formed(
-    extension: bytes, groups: tuple[int, ...] | None, server: Server, fs: FakeFileSystem
+    extension: bytes,
+    groups: tuple[int, ...] | None,
+    labels: tuple[tuple[bytes, bytes], ...],
+    server: Server,
+    fs: FakeFileSystem,
 ) -> None:
     raw = request(9, MKDIR + extension, extlen=len(extension) // 8)
     assert handle(server, raw) == 128
     assert serve_split(server, raw, 8) is not None
     assert [ctx.groups for ctx in fs.contexts] == [groups, groups]
+    assert [ctx.labels for ctx in fs.contexts] == [labels, labels]
     assert fs.calls == [("mkdir", (0x22, b"dir", 0o755, 0))] * 2
 
 

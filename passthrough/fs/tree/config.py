@@ -58,6 +58,7 @@ class TreeConfig:
     direct_io: bool = False  # a caller's O_DIRECT is for the source's file as well
     mmap: bool = True  # shared mappings also where the cache mode keeps no pages (FUSE_DIRECT_IO_ALLOW_MMAP, Linux 6.6)
     killpriv: bool = True  # SUID and SGID of a changed file are cleared here (FUSE_HANDLE_KILLPRIV_V2, Linux 5.11)
+    writeout: bool = False  # what is written is on its way to the disk when the write returns (sync_file_range)
     noatime: bool = False  # a caller's O_NOATIME is for the source's file as well
     submounts: bool = False  # other file systems below the root are announced as such (virtio-fs, Linux 5.10)
     file_handles: FileHandles = FileHandles.NEVER  # what it takes to open them is given to the Tree
@@ -73,4 +74,5 @@ class TreeConfig:
             attr_timeout_ns=timeout if self.attr_timeout_ns is None else self.attr_timeout_ns,
             readdirplus=self.readdirplus or plus,
             posix_acl=self.posix_acl and self.xattr and self.default_permissions,
+            passthrough=Choice.OFF if self.writeout else self.passthrough,  # what is not seen cannot be written out
         )

@@ -1,5 +1,6 @@
 """Data of open files: reading, writing, and what else works on a descriptor."""
 
+import contextlib
 import errno
 import os
 
@@ -37,7 +38,11 @@ class Data(TreeBase):
         with self.credentials.killing_privileges(write_flags & c.FUSE_WRITE_KILL_SUIDGID):
             written = os.pwritev(handle.fd, data, offset, append)
             total = sum(map(len, data))
-            return written if written == total else self._write_rest(handle, data, offset, written, append)
+            if written != total:
+                written = self._write_rest(handle, data, offset, written, append)
+        if self.config.writeout:
+            _begin_writeout(handle, 0 if append else offset, 0 if append else written)
+        return written
 
     @staticmethod
     def _write_rest(handle: Handle, data: Buffers, offset: int, written: int, append: int) -> int:
@@ -96,7 +101,17 @@ class Data(TreeBase):
         if flags:
             raise failure(errno.EINVAL)
         with self.credentials.killing_privileges(ctx.uid):
-            return os.copy_file_range(source.fd, target.fd, min(length, _U32_LIMIT), off_in, off_out)
+            copied = os.copy_file_range(source.fd, target.fd, min(length, _U32_LIMIT), off_in, off_out)
+        if self.config.writeout and copied:
+            _begin_writeout(target, off_out, copied)
+        return copied
+
+
+def _begin_writeout(handle: Handle, offset: int, size: int) -> None:
+    """Start to write these bytes (size 0: all from there) to the disk, and wait for nothing. Errors are fsync's to
+    tell: the write itself has been done."""
+    with contextlib.suppress(OSError):
+        syscalls.sync_file_range(handle.fd, offset, size, syscalls.SYNC_FILE_RANGE_WRITE)
 
 
 def _signed(*offsets: int) -> tuple[int, ...]:

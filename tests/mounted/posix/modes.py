@@ -108,6 +108,14 @@ _WITHOUT = {"trusted": _NO_TRUSTED}
 _APPENDS = "fs/fuse/passthrough.c opens the backing file with O_APPEND, and F_SETFL does not reach it"
 _PASSING = {"append off": _APPENDS}
 _LOCALLY = _ANY | {"shared flock": _LOCAL, "shared posix_lock": _LOCAL}
+_COLLECTED = _LOCALLY | {
+    "write-through": _COLLECTS,
+    "news": _COLLECTS,
+    "mtime": _ITS_CLOCK,
+    "append-only": _SETS_TIMES,
+}
+_MAP = "xattrmap=:ok:all:system.posix_acl_:system.posix_acl_: :prefix:all::user.guest.: :bad:all:::"
+_RENAMES = "the map gives attributes other names, of the namespace user, which symlinks cannot have"
 _DEFAULT = _LOCALLY | _PASSING
 
 _GUEST = "PASSTHROUGH_GUEST"
@@ -126,13 +134,7 @@ _ROWS = (
     Mode("cache=metadata", ("cache=metadata",), _DEFAULT | {"news": _REMEMBERS}),
     Mode("cache=auto", (), _DEFAULT),
     Mode("cache=always", ("cache=always",), _DEFAULT | {"news": _REMEMBERS}),
-    Mode(
-        "writeback",
-        ("writeback",),
-        _LOCALLY
-        | _WITHOUT
-        | {"write-through": _COLLECTS, "news": _COLLECTS, "mtime": _ITS_CLOCK, "append-only": _SETS_TIMES},
-    ),
+    Mode("writeback", ("writeback",), _COLLECTED | _WITHOUT),
     Mode("threads=1", ("threads=1", "passthrough=off"), _LOCALLY | _WITHOUT),
     Mode("threads=4,flock,posix_lock", ("threads=4", "flock", "posix_lock", "passthrough=off"), _ANY | _WITHOUT),
     Mode("readdirplus=no", ("readdirplus=no",), _DEFAULT),
@@ -171,6 +173,8 @@ _ROWS = (
         _ANY | _WITHOUT,
         enter=tight,
     ),
+    Mode("xattrmap", (_MAP,), _LOCALLY | {"names": _RENAMES}),
+    Mode("xattrmap,writeback", (_MAP, "writeback", "writeout=immediate"), _COLLECTED | {"names": _RENAMES}),
     Mode("no_xattr", ("no_xattr",), _DEFAULT | {"xattr": _NO_XATTR}),
     *(
         Mode(f"source={name}", (), _DEFAULT | dict(lacks), source=source, core=True)
