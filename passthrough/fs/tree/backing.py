@@ -74,6 +74,7 @@ class Backings:
         privileged = False
         if writing and (backing is None or not backing.opens):
             privileged = bool((os.stat(inode.fd).st_mode if mode is None else mode) & _PRIVILEGES)
+        fd = inode.fd  # before the lock: to open it by its handle others may have to be let go, which takes the lock
         with self._lock:
             backing = inode.backing
             if privileged and (backing is None or not backing.opens):
@@ -82,17 +83,17 @@ class Backings:
             if backing is None:
                 if self._off:
                     return 0
-                backing = inode.backing = self._registered(inode)
+                backing = inode.backing = self._registered(inode, fd)
             if backing.backing_id:
                 backing.opens += 1
             return backing.backing_id
 
-    def _registered(self, inode: Inode) -> Backing:
-        if not inode.connected and not _can_be_opened(inode.fd):
+    def _registered(self, inode: Inode, fd: int) -> Backing:
+        if not inode.connected and not _can_be_opened(fd):
             return self._refused
         try:
             with self._credentials.killing_privileges(True):
-                return Backing(self._kernel, self._kernel.open_backing(inode.fd))
+                return Backing(self._kernel, self._kernel.open_backing(fd))
         except OSError as error:
             if error.errno in _FOR_ALL:
                 self._off = True
