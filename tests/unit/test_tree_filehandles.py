@@ -21,7 +21,7 @@ from passthrough.protocol import constants as c
 from passthrough.protocol.negotiation import Agreement
 from tests.doubles import DeafKernel
 from tests.unit.direct import Direct
-from tests.unit.helpers import ME, ROOT_ID, at_once, descriptors, find, path_fd, raises
+from tests.unit.helpers import ME, ROOT_ID, at_once, descriptors, find, in_thread, path_fd, raises
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="open_by_handle_at(2) takes CAP_DAC_READ_SEARCH")
 
@@ -310,17 +310,6 @@ def test_a_mount_is_dropped_with_its_last_inode(few: Few, source: Path) -> None:
 def test_what_cannot_be_opened_anew_passes_through_the_daemon(few: Few, monkeypatch: pytest.MonkeyPatch) -> None:
     """Landlock lets nobody open what has no path; the kernel would open it for us, with our rights."""
 
-    class Backing(DeafKernel):
-        given = closed = 0
-
-        def open_backing(self, fd: int) -> int:
-            self.given += 1
-            return 7
-
-        def close_backing(self, backing_id: int) -> None:
-            assert backing_id == 7
-            self.closed += 1
-
     kernel = Backing()
     tree, _ = few(passthrough=Choice.AUTO)
     tree.init(Agreement(45, c.FUSE_PASSTHROUGH, 1 << 20), kernel)
@@ -345,6 +334,33 @@ def test_what_cannot_be_opened_anew_passes_through_the_daemon(few: Few, monkeypa
     assert opened.backing_id == 0
     assert tree.getattr(ME, lost, None)[0].size == 0
     assert tree.write(ME, lost, opened.fh, 0, (memoryview(b"new"),), 0, 0) == 3
+
+
+class Backing(DeafKernel):
+    given = closed = 0
+
+    def open_backing(self, fd: int) -> int:
+        self.given += 1
+        return 7
+
+    def close_backing(self, backing_id: int) -> None:
+        assert backing_id == 7
+        self.closed += 1
+
+
+def test_files_that_the_kernel_reads_itself_are_opened_while_others_are_let_go(few: Few, source: Path) -> None:
+    tree, _ = few(passthrough=Choice.AUTO)
+    tree.init(Agreement(45, c.FUSE_PASSTHROUGH, 1 << 20), Backing())
+    nodes = [tree.lookup(ME, ROOT_ID, name).nodeid for name in fill(source, 100)]
+
+    def open_all() -> None:
+        for nodeid in nodes:
+            opened = tree.open(ME, nodeid, os.O_RDONLY, 0)
+            assert opened.backing_id == 7
+            tree.release(ME, nodeid, opened.fh, 0, 0, 0)
+
+    in_thread(open_all)
+    assert len(tree.pins) <= _LIMIT
 
 
 class _Walker:
