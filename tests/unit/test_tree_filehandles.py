@@ -337,6 +337,8 @@ def test_what_cannot_be_opened_anew_passes_through_the_daemon(few: Few, monkeypa
 
 
 class Backing(DeafKernel):
+    """A kernel that reads files itself: all have one id."""
+
     given = closed = 0
 
     def open_backing(self, fd: int) -> int:
