@@ -9,13 +9,15 @@ PYTHON ?= /usr/bin/python3
 PREFIX ?= /usr/local
 LIBDIR ?= $(PREFIX)/lib/passthrough
 SBINDIR ?= /sbin
+COMPLETIONS = $(PREFIX)/share/bash-completion/completions/passthrough $(PREFIX)/share/zsh/site-functions/_passthrough \
+	$(PREFIX)/share/fish/vendor_completions.d/passthrough.fish
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 
 RUN_PACKAGES := fuse3 python3-venv python3-cap-ng python3-prctl python3-llfuse python3-seccomp python3-libnbd
-TEST_PACKAGES := acl attr btrfs-progs busybox-static e2fsprogs fdisk fio gcc git libc6-dev libfuse3-dev libnbd-bin lz4 make \
-	man-db mount nbdkit passwd pkg-config qemu-system-common qemu-system-x86 qemu-utils rsync sqlite3 uidmap util-linux \
-	xfsprogs
+TEST_PACKAGES := acl attr bash btrfs-progs busybox-static e2fsprogs fdisk fio fish gcc git libc6-dev libfuse3-dev libnbd-bin lz4 make \
+	man-db mount nbdkit passwd pkg-config qemu-system-common qemu-system-x86 qemu-utils rsync sqlite3 systemd uidmap util-linux \
+	xfsprogs zsh
 
 export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -74,21 +76,33 @@ install:
 	$(call install_missing,$(RUN_PACKAGES))
 	@[ -x $(LIBDIR)/bin/python ] || $(PYTHON) -m venv --system-site-packages $(LIBDIR)
 	@$(LIBDIR)/bin/pip -qq install --no-build-isolation --no-deps --force-reinstall .
-	@install -d $(PREFIX)/bin $(PREFIX)/share/man/man1 $(PREFIX)/share/man/man7
+	@install -d $(PREFIX)/bin $(PREFIX)/share/man/man1 $(PREFIX)/share/man/man3 $(PREFIX)/share/man/man7
 	@ln -sf $(LIBDIR)/bin/passthrough $(PREFIX)/bin/passthrough
 	@ln -sf $(LIBDIR)/bin/mount.fuse.passthrough $(SBINDIR)/mount.fuse.passthrough
 	@ln -sf $(LIBDIR)/bin/passthrough-virtiofsd $(PREFIX)/bin/passthrough-virtiofsd
 	@install -d $(PREFIX)/share/qemu/vhost-user
 	@sed 's,/usr/local,$(PREFIX),' share/50-passthrough.json >$(PREFIX)/share/qemu/vhost-user/50-passthrough.json
 	@install -m 644 man/*.1 $(PREFIX)/share/man/man1/
+	@install -m 644 man/*.3 $(PREFIX)/share/man/man3/
 	@install -m 644 man/*.7 $(PREFIX)/share/man/man7/
+	@install -d $(PREFIX)/lib/systemd/system
+	@for unit in systemd/*; do \
+		sed 's,/usr/local,$(PREFIX),' $$unit >$(PREFIX)/lib/systemd/system/$$(basename $$unit); done
+	@install -d $(dir $(COMPLETIONS))
+	@$(LIBDIR)/bin/pip -qq install --no-build-isolation '.[completion]' \
+		&& $(LIBDIR)/bin/python share/completion.py bash >$(word 1,$(COMPLETIONS)) \
+		&& $(LIBDIR)/bin/python share/completion.py zsh >$(word 2,$(COMPLETIONS)) \
+		&& $(LIBDIR)/bin/python share/completion.py fish >$(word 3,$(COMPLETIONS)) \
+		|| echo "no completion for shells: it takes shtab, from PyPI" >&2
 	@rm -rf build
-	@echo "installed: $(PREFIX)/bin/passthrough, $(SBINDIR)/mount.fuse.passthrough, the man pages"
+	@echo "installed: $(PREFIX)/bin/passthrough, $(SBINDIR)/mount.fuse.passthrough, the man pages, units of systemd"
 
 uninstall:
 	@rm -rf $(LIBDIR) $(PREFIX)/bin/passthrough $(PREFIX)/bin/passthrough-virtiofsd $(SBINDIR)/mount.fuse.passthrough \
-		$(PREFIX)/share/qemu/vhost-user/50-passthrough.json
+		$(PREFIX)/share/qemu/vhost-user/50-passthrough.json $(COMPLETIONS)
+	@for unit in systemd/*; do rm -f $(PREFIX)/lib/systemd/system/$$(basename $$unit); done
 	@for page in man/*.1; do rm -f $(PREFIX)/share/man/man1/$$(basename $$page); done
+	@for page in man/*.3; do rm -f $(PREFIX)/share/man/man3/$$(basename $$page); done
 	@for page in man/*.7; do rm -f $(PREFIX)/share/man/man7/$$(basename $$page); done
 
 clean:

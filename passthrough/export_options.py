@@ -10,14 +10,15 @@ from .fs.choice import Choice
 from .fs.image import CacheMode, ImageConfig, ImageRequest
 from .option_rows import Option, Setting, gather, one_of
 from .options import OPTIONS
-from .sandbox_options import SANDBOX_OPTIONS, SandboxOptions, check_sandbox
+from .process_options import LOG_OPTIONS, ProcessOptions
+from .sandbox_options import SANDBOX_OPTIONS, check_sandbox
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _LENGTH = re.compile(r"(\d{1,19})([KkMmGgTt]?)$")
 
 
 @dataclass(frozen=True, slots=True)
-class ExportOptions(SandboxOptions):
+class ExportOptions(ProcessOptions):
     """What the words add up to. Sizes in bytes, the delay in seconds; None is "not said"."""
 
     writable: bool = False
@@ -39,7 +40,6 @@ class ExportOptions(SandboxOptions):
     fsname: str | None = None
     subtype: str = "passthrough"
     auto_unmount: bool = False
-    debug: bool = False
 
     def request(self, image: str, again: str = "") -> ImageRequest:
         """The part that finds the image; again: see ImageRequest."""
@@ -169,6 +169,7 @@ EXPORT_OPTIONS: tuple[Option, ...] = (
     *(option for option in OPTIONS if option.word in ("io_uring", "threads", "max_write")),
     Option("fsname", "fsname", "The source that mount(8) and df show; default: IMAGE.", parse=str, metavar="NAME"),
     *(option for option in OPTIONS if option.word in ("subtype", "auto_unmount", "debug")),
+    *LOG_OPTIONS,
     *SANDBOX_OPTIONS,
 )
 

@@ -100,17 +100,29 @@ class FileSystem:
     `flags` are the INIT flags (protocol.constants.FUSE_*) that this file system would like; whoever serves it adds
     those of the transport. `required` are flags without which the mount must fail rather than run without them.
     `stack_depth` (1 or 2) says, with FUSE_PASSTHROUGH, how many file systems lie on each other where the files are.
+    `default_permissions` says whether the kernel of a mount checks modes and owners before it asks.
     """
 
     flags: int = 0
     required: int = 0
     stack_depth: int = 0
+    default_permissions: bool = True
 
     def init(self, agreement: Agreement, kernel: Kernel | None) -> None:
         """The session begins: what was agreed, and the kernel that is asked for more (a guest's cannot be: None)."""
 
     def destroy(self) -> None:
         """The session is over: forget every node and handle. Called at the end, and before a second init."""
+
+    def will_cover(self, mountpoint: str) -> bool:
+        """A mount is about to be made here (absolute, no symlinks): whether this very directory is what it will show.
+
+        What lies there can be reached now and not afterwards.
+        """
+        return False
+
+    def close(self) -> None:
+        """Nobody serves it any more, nor will: let go of what destroy() leaves. Called once."""
 
     # Names
 

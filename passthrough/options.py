@@ -12,6 +12,8 @@ from .errors import UserError
 from .fs.capability import CAPABILITY
 from .fs.tree.config import Choice, ReaddirPlus, TreeConfig
 from .option_rows import MIB, Option, Setting, gather, name_of, one_of, size_in_bytes, threads_number
+from .owner_options import Squash
+from .process_options import LOG_OPTIONS
 from .sandbox_options import SANDBOX_OPTIONS
 from .share_options import SHARE_OPTIONS, ShareOptions, Writeout, check_share
 
@@ -38,7 +40,6 @@ class MountOptions(ShareOptions):
     threads: int = 8
     auto_unmount: bool = False
     nonempty: bool = False
-    debug: bool = False
 
     def tree(self) -> TreeConfig:
         """The part that the shared directory is told."""
@@ -52,6 +53,8 @@ class MountOptions(ShareOptions):
         """The option for which the daemon must see each write, so that the kernel cannot do them alone."""
         if self.writeback:
             return "writeback"
+        if self.squash is not Squash.NONE:
+            return f"squash={self.squash.value}"
         if self.writeout is Writeout.IMMEDIATE:
             return "writeout=immediate"
         if self.xattrmap is not None and self.xattrmap.renamed(CAPABILITY) is not None:
@@ -164,6 +167,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("auto_unmount", "auto_unmount", "Unmount when the daemon dies, however it dies."),
     Option("nonempty", "nonempty", "Allow a mount point that is not empty, or is a mount already."),
     Option("debug", "debug", "A line on standard error for each request and reply; stays in the foreground."),
+    *LOG_OPTIONS,
     *SANDBOX_OPTIONS,
 )
 
@@ -173,18 +177,32 @@ _BY_WORD = {option.word: option for option in OPTIONS}
 def collect(settings: Iterable[Setting], *, sloppy: bool = False) -> MountOptions:
     """The options that these settings add up to; sloppy (mount -s) passes over unknown words."""
     options = replace(MountOptions(), **gather(settings, _BY_WORD, "mount", sloppy=sloppy))
-    _check(options)
+    check(options)
+    if options.squash is Squash.ALL:  # the source decides, by the one user that all are
+        options = replace(options, default_permissions=False)
     return options
 
 
-def _check(options: MountOptions) -> None:
-    """Options that contradict each other."""
+def check(options: MountOptions) -> None:
+    """Options that contradict each other. UserError names them."""
     if options.allow_other and options.allow_root:
         raise UserError("allow_other and allow_root exclude each other: allow_other lets root in too", exitcodes.USAGE)
+    if options.allow_idmap and (options.allow_root or not options.default_permissions):
+        other = "allow_root" if options.allow_root else "no_default_permissions"
+        raise UserError(
+            f"allow_idmap and {other} exclude each other: the kernel does not tell who asks", exitcodes.USAGE
+        )
     if options.writeback and options.passthrough is Choice.ON:
         raise UserError(
             "writeback and passthrough=on exclude each other: the kernel can do one of them", exitcodes.USAGE
         )
+    if options.mapped and not options.default_permissions:
+        raise UserError(
+            "security_model=mapped-xattr needs default_permissions: the daemon's own rights know no virtual owners",
+            exitcodes.USAGE,
+        )
+    if options.posix_acl and options.squash is Squash.ALL:
+        raise UserError("posix_acl and squash=all exclude each other: the source enforces its own", exitcodes.USAGE)
     if options.passthrough is Choice.ON and (what := options.seen_by_daemon()):
         raise UserError(
             f"{what} and passthrough=on exclude each other: the daemon must see each write", exitcodes.USAGE

@@ -130,7 +130,7 @@ class Server:
         except MemoryError:
             result = -errno.ENOMEM
         except Exception:
-            log.exception("a bug of ours: %s failed, the caller gets EIO", _name(header))
+            log.exception("a bug of ours: %s failed, the caller gets EIO", _name(header), extra={"request": unique})
             result = -errno.EIO
         if opcode in _NO_REPLY:
             result = None
@@ -141,7 +141,8 @@ class Server:
     def _malformed(self, header: Header, why: str) -> int | None:
         complaint = next(self._complaints)
         if complaint <= _COMPLAINTS:  # a peer that sends nothing else must not fill the log
-            log.warning("request %d (%s) is malformed: %s", header.unique, _name(header), why)
+            extra = {"request": header.unique}
+            log.warning("request %d (%s) is malformed: %s", header.unique, _name(header), why, extra=extra)
         if complaint == _COMPLAINTS:
             log.warning("further malformed requests are answered and not logged")
         return None if header.opcode in _NO_REPLY else -errno.EINVAL

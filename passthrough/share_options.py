@@ -12,7 +12,8 @@ from .errors import UserError
 from .fs.tree.config import Cache, FileHandles, ReaddirPlus, TreeConfig
 from .fs.xattrmap import XattrMap, parse_map
 from .option_rows import Option, one_of, seconds
-from .sandbox_options import SandboxOptions, check_sandbox
+from .owner_options import OWNER_OPTIONS, OwnerOptions, SecurityModel, Squash, check_owners
+from .sandbox_options import check_sandbox
 
 _ACCESS_LISTS = (b"system.posix_acl_access", b"system.posix_acl_default")
 
@@ -25,7 +26,7 @@ class Writeout(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class ShareOptions(SandboxOptions):
+class ShareOptions(OwnerOptions):
     """What a command is told about the shared directory. Timeouts in ns; None is "not said"."""
 
     cache: Cache = Cache.AUTO
@@ -56,7 +57,8 @@ class ShareOptions(SandboxOptions):
             attr_timeout_ns=self.timeout if self.attr_timeout is None else self.attr_timeout,
             negative_timeout_ns=self.negative_timeout,
             writeback=self.writeback,
-            readdirplus=self.readdirplus,
+            # A listing as the anonymous user takes the right to read the directory, and attributes another one.
+            readdirplus=self.readdirplus if self.squash is Squash.NONE else ReaddirPlus.NO,
             xattr=self.xattr,
             posix_acl=self.posix_acl is not False and self.keeps_access_lists(),
             flock=self.flock,
@@ -67,6 +69,8 @@ class ShareOptions(SandboxOptions):
             killpriv=self.killpriv_v2,
             writeout=self.writeout is Writeout.IMMEDIATE,
             file_handles=self.inode_file_handles or FileHandles.PREFER,
+            idmap=self.allow_idmap and self.squash is Squash.NONE,  # who asks must be known
+            lenient_owners=self.security_model is SecurityModel.NONE,
         )
 
     def keeps_access_lists(self) -> bool:
@@ -82,6 +86,15 @@ class ShareOptions(SandboxOptions):
         ):
             if wanted:
                 return name
+        return None
+
+    def outlives_a_request(self) -> tuple[str, str] | None:
+        """The option by which more is done than a request's caller may, and what."""
+        if self.writeback:
+            return "writeback", "who wrote is not known later"
+        if self.xattrmap is not None or self.security_label:
+            name = "security_label" if self.security_label else "xattrmap"
+            return name, "it changes attributes that the anonymous user may not"
         return None
 
 
@@ -188,6 +201,7 @@ SHARE_OPTIONS: tuple[Option, ...] = (
         parse=file_handles,
         metavar="MODE",
     ),
+    *OWNER_OPTIONS,
 )
 """For every command that shares a directory."""
 
@@ -216,4 +230,7 @@ def check_share(options: ShareOptions) -> None:
             "opened with it; inode_file_handles=never",
             exitcodes.USAGE,
         )
+    check_owners(options)
+    if options.squash is not Squash.NONE and (other := options.outlives_a_request()):
+        raise UserError(f"squash={options.squash.value} and {other[0]} exclude each other: {other[1]}", exitcodes.USAGE)
     check_sandbox(options)

@@ -61,15 +61,15 @@ ALLOWED = """
     poll ppoll pread64 preadv preadv2 prlimit64 pselect6 pwrite64 pwritev pwritev2
     read readlink readlinkat readv recvfrom recvmsg removexattr renameat renameat2 restart_syscall rseq rt_sigaction
     rt_sigprocmask rt_sigreturn
-    sched_getaffinity sched_setaffinity sched_yield select sendmsg sendto set_robust_list set_tid_address setgroups
+    sched_getaffinity sched_setaffinity sched_yield select sendmsg set_robust_list set_tid_address setgroups
     setresgid setresuid setxattr sigaltstack stat statfs statx symlinkat sync_file_range syncfs
     tgkill time
     umask uname unlinkat utimensat
     write writev
     """.split()
 """Odd ones: capget, capset drop and regain CAP_FSETID per thread; set*id and setgroups act as the user who asked;
-sched_setaffinity pins a queue to its CPU; tgkill wakes a thread that waits for a lock; sendto writes to a system log
-whose socket was open before; sendmsg and recvmsg talk to the process outside; close_range, uname and the like are
+sched_setaffinity pins a queue to its CPU; tgkill wakes a thread that waits for a lock; sendmsg writes to a log whose
+socket was open before, and with recvmsg talks to the process outside; close_range, uname and the like are
 libc's and CPython's own."""
 
 IO_URING = ("io_uring_enter", "io_uring_setup")
@@ -81,7 +81,8 @@ OPENER = """
     sigaltstack
     """.split()
 SOCKETS = (
-    "accept4 bind connect getpeername getsockname getsockopt listen recvmmsg sendmmsg setsockopt shutdown socketpair"
+    "accept4 bind connect getpeername getsockname getsockopt listen recvmmsg sendmmsg sendto setsockopt shutdown "
+    "socketpair"
 ).split()
 
 FS_IOCTLS = (0x80086601, 0x40086602, 0x80046601, 0x40046602, 0x801C581F, 0x401C5820)

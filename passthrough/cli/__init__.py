@@ -66,7 +66,7 @@ def _dispatch(program: str, words: list[str]) -> int:
     if parsed.command == "umount":
         from . import umount
 
-        return umount.run(parsed.mountpoint)
+        return umount.run(parsed.mountpoint, dead=parsed.dead)
     if parsed.command == "export":
         from .. import export_options
         from . import export

@@ -18,10 +18,10 @@ Ready = Callable[[], None]
 ServeFunction = Callable[[Ready], int]
 
 
-def start(serve: ServeFunction) -> None:
+def start(serve: ServeFunction) -> int:
     """Fork; run serve(ready) in the child, which calls ready() once, without the starter's streams (close_streams).
 
-    Returns in the parent; UserError if it failed.
+    Returns in the parent, with the child's process id; UserError if it failed.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
@@ -44,6 +44,7 @@ def start(serve: ServeFunction) -> None:
         raise UserError("the daemon ended before it was ready", exitcodes.SYSTEM)
     if message[0] != exitcodes.OK:
         raise UserError(message[1:].decode(errors="replace"), message[0])
+    return daemon
 
 
 def open_null() -> int:
@@ -59,21 +60,32 @@ def close_streams(null: int) -> None:
 
 
 class Streams:
-    """The log and the standard streams: the starter's until the daemon serves, then those of the"""
+    """The log and the standard streams. One that detaches has its starter's until the daemon serves."""
 
-    def __init__(self, *, detached: bool) -> None:
-        self._handler = log.background_handler(os.path.join(state.directory(), "daemon.log")) if detached else None
-        self._null = open_null() if detached else -1
+    def __init__(self, wanted: log.Wanted, *, detached: bool = False) -> None:
+        """The log begins. UserError where there is none of the kind that was asked for."""
+        self._wanted = wanted
+        self._null = -1
+        self._detached = detached
+        self._handler = log.starting() if detached else _opened(lambda: log.foreground(wanted), wanted)
+        log.use(self._handler, wanted)
+
+    def open(self) -> None:
+        """In the process that stays, before the sandbox closes: what will be needed when it serves. UserError."""
+        if self._detached:
+            file = os.path.join(state.directory(), "daemon.log")
+            self._handler = _opened(lambda: log.background(self._wanted, file), self._wanted)
+            self._null = open_null()
 
     @property
     def keep(self) -> frozenset[int]:
         """The descriptors that the daemon needs."""
-        return frozenset({log.descriptor(self._handler), self._null}) if self._handler else frozenset()
+        return log.descriptors(self._handler) | (frozenset({self._null}) if self._null >= 0 else frozenset())
 
     def inside(self) -> None:
         """In the daemon, when it serves."""
-        if self._handler is not None:
-            log.use(self._handler)
+        if self._detached:
+            log.use(self._handler, self._wanted)
             close_streams(self._null)
 
     def outside(self, ready: Ready) -> Ready:
@@ -84,6 +96,15 @@ class Streams:
             ready()
 
         return done
+
+
+def _opened(make: Callable[[], logging.Handler], wanted: log.Wanted) -> logging.Handler:
+    try:
+        return make()
+    except OSError as error:
+        what = f"syslog: {log.SYSLOG}" if wanted.syslog else "the log"
+        remedy = "; without the option, lines go elsewhere" if wanted.syslog else ""
+        raise UserError(f"{what} cannot be opened: {error.strerror}{remedy}", exitcodes.SYSTEM) from error
 
 
 def _daemon(serve: ServeFunction, writer: int) -> int:

@@ -5,10 +5,13 @@
     fds            outside: what is to be served is open to you (the last of several messages; the others are `more`)
     again          the daemon: the kernel would not, make it anew without io_uring
     ready          the daemon: I serve
+    alive          the daemon: requests are being answered (where the manager wants to know, and nobody else can see)
+    waiting, connected    the daemon: so is its front end
     leaving        the daemon: what was in flight is answered, undo it
     undone         outside: it is
     failed         the daemon: status and text are for the user
-The other end's closing is its end, however it came. After `ready` the daemon is heard once more at most, leaving.
+The other end's closing is its end, however it came. After `ready` nothing is heard of the daemon but these words,
+without waiting, without texts and descriptors.
 """
 
 import array
@@ -72,6 +75,17 @@ class Channel:
         word, _, rest = data.decode(errors="surrogateescape").partition(" ")
         status, _, text = rest.partition(" ")
         return Message(word, int(status) if status.isdecimal() else 0, text, tuple(found))
+
+    def overhear(self) -> str | None:
+        """The first word of the next message, without waiting for one (None) and taking none of its descriptors; empty
+        where the other end is closed."""
+        try:
+            data = self._end.recv(_LONGEST, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return ""
+        return data.decode(errors="replace").partition(" ")[0]
 
 
 def pair() -> tuple[Channel, Channel]:

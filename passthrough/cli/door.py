@@ -1,18 +1,19 @@
 """A FUSE mount as the process outside the sandbox sees it: made, found by `umount`, and undone."""
 
-import contextlib
-import errno
 import logging
 import os
 import signal
+from collections.abc import Callable
 
-from .. import exitcodes
-from ..errors import UserError
+from ..syscalls import statx
 from ..transport import mounting
-from ..transport.devfuse import clone
+from ..transport.devfuse import clone_all
 from . import state
 
 log = logging.getLogger(__name__)
+
+_AT_FDCWD, _AT_STATX_FORCE_SYNC = -100, 0x2000
+_STATX_BASIC_STATS, _STATX_MNT_ID = 0x7FF, 0x1000
 
 
 class MountDoor:
@@ -32,7 +33,7 @@ class MountDoor:
         self._mounted = mounted = mounting.mount(self._request)
         descriptors = [mounted.fd]
         try:
-            descriptors += [clone(mounted.fd) for _ in range(self._threads - 1)]
+            descriptors += clone_all(mounted.fd, self._threads - 1)
             self._state = state.StateFile(mounted.device, self._source, mounted.mountpoint)
         except BaseException:
             for fd in descriptors:
@@ -45,12 +46,12 @@ class MountDoor:
 
     def try_to_end(self) -> bool:
         """Unmount where it is not in use."""
-        return self._mounted is None or (self._mounted.is_there() and self._unmounted(lazy=False, force=False))
+        return self._mounted is None or (self._mounted.is_there() and self._mounted.undo())
 
     def end(self) -> None:
         """Unmount, if it is there; the state file goes."""
         if self._mounted is not None and self._mounted.is_there():
-            self._unmounted(lazy=True, force=True)
+            self._mounted.undo(lazy=True, force=True)
         self._mounted = None
         if self._state is not None:
             self._state.remove()
@@ -60,23 +61,19 @@ class MountDoor:
         """Never: what the daemon knew of the mount is gone with it."""
         return False
 
-    def _unmounted(self, *, lazy: bool, force: bool) -> bool:
+    def look(self) -> Callable[[], bool] | None:
+        """GETATTR of the mount's root, which the kernel must ask for (AT_STATX_FORCE_SYNC), whatever it remembers."""
+        return self._answers
+
+    def _answers(self) -> bool:
         assert self._mounted is not None
-        try:
-            mounting.unmount(self._mounted.mountpoint, lazy=lazy, force=force)
-        except (OSError, UserError) as error:
-            # EINVAL: somebody else has just unmounted it; the table may show it for a moment yet
-            gone = getattr(error, "errno", None) == errno.EINVAL or not self._mounted.is_there()
-            log.log(logging.ERROR if force and not gone else logging.DEBUG, "unmount: %s", error)
-            return gone
+        found = statx(
+            _AT_FDCWD, os.fsencode(self._mounted.mountpoint), _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS | _STATX_MNT_ID
+        )
+        if self._mounted.mount_id and found[-1] != self._mounted.mount_id:
+            log.debug("%s: something else is mounted over it", self._mounted.mountpoint)
         return True
 
-
-def see_that_it_answers(mountpoint: str) -> None:
-    """The starter's last look; UserError, and no mount, where the daemon does not serve."""
-    try:
-        os.stat(mountpoint)
-    except OSError as error:
-        with contextlib.suppress(OSError, UserError):
-            mounting.unmount(mountpoint, lazy=True, force=True)
-        raise UserError(f"{mountpoint}: the mount does not answer: {error.strerror}", exitcodes.SERVING) from error
+    def status(self, word: str) -> str:
+        """What is where."""
+        return f"{self._source} on {self._request.mountpoint}" if word == "ready" else ""

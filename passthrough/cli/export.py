@@ -12,13 +12,15 @@ from ..fs.image import BlockSource, Image, ImageError, Reach, open_image, reach
 from ..fs.image.blkdev import IOCTLS
 from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
 from ..sandbox_options import SandboxMode
+from ..sessions import Settings, uring_flags
 from ..transport import mounting
 from . import background, confine
 from .channel import Channel
-from .door import MountDoor, see_that_it_answers
-from .keeper import Daemon, keep
+from .door import MountDoor
+from .keeper import Daemon
+from .launch import launch, wanted_log
 from .mount import user_allow_other
-from .serving import Service, Settings, open_descriptors, tame_collector, uring_flags
+from .serving import Service, open_descriptors, tame_collector
 
 _ROOTED = (SandboxMode.NAMESPACE, SandboxMode.CHROOT)
 
@@ -28,14 +30,15 @@ def run(image: str, file: str, options: ExportOptions, *, foreground: bool) -> i
     real = mounting.check_file(file)
     options = _within_rights(options)
     stays = foreground or options.debug
-    log.to_stderr(debug=options.debug)
+    wanted = wanted_log(options, "export", image, real)
+    streams = background.Streams(wanted, detached=not stays)
     flags, required = uring_flags(options.io_uring)
     settings = Settings(
         threads=options.threads,
         max_write=options.max_write,
         flags=flags,
         required=required,
-        debug=options.debug,
+        requests=log.requests(wanted),
     )
     try:
         export = _Export(image, options)
@@ -48,16 +51,7 @@ def run(image: str, file: str, options: ExportOptions, *, foreground: bool) -> i
     confine.warn(options)
     door = MountDoor(_request(export.source, real, options), source=export.source, threads=options.threads)
 
-    def begin(ready: background.Ready) -> int:
-        confine.preload()
-        streams = background.Streams(detached=not stays)
-        return keep(door, export.daemon(settings, streams), streams.outside(ready))
-
-    if stays:
-        return begin(lambda: None)
-    background.start(begin)
-    see_that_it_answers(real)
-    return exitcodes.OK
+    return launch(door, real, streams, lambda: export.daemon(settings, streams), stays=stays)
 
 
 def _within_rights(options: ExportOptions) -> ExportOptions:

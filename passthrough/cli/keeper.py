@@ -1,9 +1,9 @@
 """The process outside the sandbox: it makes what is served visible, waits for the daemon, and takes it away again.
 
 Rules: it stays in the caller's namespaces with the caller's rights, holds nothing of what is served open, and obeys
-nothing that the daemon says once that serves, but that it leaves. What it does for a kind of service is that service's
-Door. The daemon is a child: it dies when this process does, and what it leaves behind, however it ends, is cleared
-here.
+nothing that the daemon says once that serves, but that it leaves; how it is, in words that are known, is passed on to
+the service manager, whom this process alone speaks to. What it does for a kind of service is that service's Door. The
+daemon is a child: it dies when this process does, and what it leaves behind, however it ends, is cleared here.
 
     keeper      fork ────────────────────────┐ die when the keeper does
     go-between  │ namespaces, fork, end      │
@@ -14,6 +14,7 @@ import logging
 import os
 import select
 import signal
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -24,6 +25,8 @@ from ..errors import UserError
 from . import channel
 from .background import Ready
 from .channel import Channel, Message
+from .manager import Manager
+from .pulse import Pulse
 from .signals import ENDING, Signals
 
 _log = logging.getLogger(__name__)
@@ -57,13 +60,20 @@ class Door(Protocol):
     def goes_on_after(self, number: signal.Signals) -> bool:
         """Whether another daemon takes the place of one that served, and was ended by this signal unasked."""
 
+    def look(self) -> Callable[[], bool] | None:
+        """What makes a request of its own and says whether it was answered, or None where the daemon must look."""
+
+    def status(self, word: str) -> str:
+        """The state that is meant by `ready`, or by another word of the daemon's, for people; empty for none."""
+
 
 Daemon = Callable[[Channel], int]
 """Runs in the child: enters the sandbox, serves, and returns the exit status."""
 
 
-def keep(door: Door, daemon: Daemon, ready: Ready) -> int:
-    """Start the daemon and wait for its end; the exit status. ready() is called once, when it serves."""
+def keep(door: Door, daemon: Daemon, ready: Ready, manager: Manager) -> int:
+    """Start the daemon and wait for its end; the exit status. ready() is called once, when it serves, and the service
+    manager is told of that and of what comes."""
     try:
         sandbox.adopt_orphans()
     except ImportError as error:
@@ -77,7 +87,7 @@ def keep(door: Door, daemon: Daemon, ready: Ready) -> int:
             ours.close()
             os._exit(_run(daemon, theirs))
         theirs.close()
-        status = _Keeper(door, ours, child).run(tell)
+        status = _Keeper(door, ours, child, manager).run(tell)
         if status is not None:
             return status
         ours.close()
@@ -110,8 +120,10 @@ def _run(daemon: Daemon, outside: Channel) -> int:
 
 
 class _Keeper:
-    def __init__(self, door: Door, inside: Channel, child: int) -> None:
+    def __init__(self, door: Door, inside: Channel, child: int, manager: Manager) -> None:
         self._door = door
+        self._manager = manager
+        self._pulse: Pulse | None = None
         self._inside = inside
         self._child = child
         self._reaped = False
@@ -125,6 +137,8 @@ class _Keeper:
         try:
             self._start()
             ready()
+            self._manager.ready(self._door.status("ready"))
+            self._begin_pulse()
             if self._told_to_end:
                 self._end_it()
             else:
@@ -202,11 +216,30 @@ class _Keeper:
         poll = select.poll()
         poll.register(self._inside.fileno(), select.POLLIN)  # its end, or that it leaves
         poll.register(self._signals.fileno(), select.POLLIN)
-        while self._inside.fileno() not in {fd for fd, _ in poll.poll()}:
+        while True:
+            ready = {fd for fd, _ in poll.poll()}
+            if self._inside.fileno() in ready and not self._overheard():
+                break
             if self._signals.ending():
                 self._end_it()
                 return
+        self._manager.stopping()
         self._undo()
+
+    def _begin_pulse(self) -> None:
+        look = self._door.look()
+        if self._manager.interval is not None and look is not None:
+            self._pulse = Pulse(look, self._manager.alive, self._manager.interval)
+            self._pulse.start()
+
+    def _overheard(self) -> bool:
+        """Whether the daemon only told how it is; False where it leaves, or is gone."""
+        word = self._inside.overhear()
+        if word == "alive":
+            self._manager.alive()
+        elif word and not self._told and (text := self._door.status(word)):
+            self._manager.status(text)
+        return word is None or (bool(word) and word != "leaving")
 
     def _undo(self) -> None:
         """It has ended, or waits for this in order to end."""
@@ -221,14 +254,24 @@ class _Keeper:
     def _end_it(self) -> None:
         """Undo it cleanly where nobody is inside; else the daemon answers what is in flight, then the rest is cut."""
         self._told = True
+        self._manager.stopping()
+        if self._pulse is not None:
+            self._pulse.stop(_LEAVE_S)  # a look is somebody who uses it
         if self._door.try_to_end() and self._gone_within(_LEAVE_S):
             return
         self._tell(signal.SIGTERM)
-        poll = select.poll()
-        poll.register(self._inside.fileno(), select.POLLIN)
-        if not poll.poll(_QUIESCE_S * 1000):
+        if not self._leaves_within(_QUIESCE_S):
             _log.error("the daemon does not end, and is killed")
         self._undo()
+
+    def _leaves_within(self, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(self._inside.fileno(), select.POLLIN)
+        end = time.monotonic() + seconds
+        while poll.poll(max(0.0, end - time.monotonic()) * 1000):
+            if not self._overheard():
+                return True
+        return False
 
     def _gone_within(self, seconds: float) -> bool:
         poll = select.poll()

@@ -14,16 +14,19 @@ from ..errors import UserError
 from ..filesystem import FileSystem
 from ..fs.tree import Choice, Covered
 from ..options import MountOptions
+from ..owner_options import Squash
 from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
 from ..sandbox_options import SandboxMode
+from ..sessions import Settings, request_of, settings_of
 from ..transport import mounting
 from . import background, confine
 from .channel import Channel
-from .door import MountDoor, see_that_it_answers
-from .keeper import Daemon, keep
+from .door import MountDoor
+from .keeper import Daemon
+from .launch import launch, wanted_log
 from .opener import FileOpener
-from .serving import Service, Settings, tame_collector, uring_flags
-from .share import file_system
+from .serving import Service, tame_collector
+from .share import check_source, file_system
 
 _log = logging.getLogger(__name__)
 
@@ -35,20 +38,13 @@ _FUSE_CONF = "/etc/fuse.conf"
 def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool) -> int:
     """Mount source on mountpoint; returns when it answers, or with foreground when it is over."""
     source_fd = open_source(source)
+    check_source(source_fd, source, options)
     real = mounting.check_mountpoint(mountpoint, source, nonempty=options.nonempty)
     options = _within_rights(options)
     stays = foreground or options.debug
-    log.to_stderr(debug=options.debug)
-    flags, required = uring_flags(options.io_uring)
-    settings = Settings(
-        threads=options.threads,
-        max_write=options.max_write,
-        max_read=options.max_read,
-        flags=flags,
-        required=required,
-        owner=os.getuid() if options.allow_root else None,
-        debug=options.debug,
-    )
+    wanted = wanted_log(options, "mount", os.path.abspath(source), real)
+    streams = background.Streams(wanted, detached=not stays)
+    settings = settings_of(options, log.requests(wanted))
     share = Share(source_fd, os.path.realpath(source), real, options)
     if options.sandbox_explain:
         prepare = f"make the mount on {real} in the caller's mount namespace, and take its device over"
@@ -57,19 +53,10 @@ def run(source: str, mountpoint: str, options: MountOptions, *, foreground: bool
     confine.warn(options)
     if (what := options.seen_by_daemon()) and options.passthrough is Choice.AUTO:
         _log.info("with %s the kernel does not read and write the files itself: passthrough=off", what)
-    door = MountDoor(_request(source, real, options), source=os.path.abspath(source), threads=options.threads)
+    path = os.path.abspath(source)
+    door = MountDoor(request_of(options, real, path), source=path, threads=options.threads)
 
-    def begin(ready: background.Ready) -> int:
-        confine.preload()
-        streams = background.Streams(detached=not stays)
-        daemon = share.daemon(settings, streams)
-        return keep(door, daemon, streams.outside(ready))
-
-    if stays:
-        return begin(lambda: None)
-    background.start(begin)
-    see_that_it_answers(real)
-    return exitcodes.OK
+    return launch(door, real, streams, lambda: share.daemon(settings, streams), stays=stays)
 
 
 class Share:
@@ -171,7 +158,8 @@ def open_source(path: str) -> int:
 def _within_rights(options: MountOptions) -> MountOptions:
     """Leave out what this user may not have, saying so once each."""
     if mounting.may_mount():
-        if not options.default_permissions and (options.allow_other or options.allow_root):
+        rights = not options.default_permissions and options.squash is not Squash.ALL
+        if rights and (options.allow_other or options.allow_root):
             raise UserError(
                 "no_default_permissions with allow_other would give every user root's rights on SRC",
                 exitcodes.USAGE,
@@ -200,16 +188,3 @@ def user_allow_other() -> bool:
             return any(line.partition("#")[0].strip() == "user_allow_other" for line in lines)
     except OSError:
         return False
-
-
-def _request(source: str, mountpoint: str, options: MountOptions) -> mounting.MountRequest:
-    return mounting.MountRequest(
-        mountpoint=mountpoint,
-        fsname=options.fsname or os.path.abspath(source),
-        subtype=options.subtype,
-        flags=options.mount_flags(),
-        allow_other=options.allow_other or options.allow_root,
-        owner_only=options.allow_root,
-        default_permissions=options.default_permissions,
-        max_read=options.max_read,
-    )

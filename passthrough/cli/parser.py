@@ -101,6 +101,7 @@ def _add_umount(parser: argparse.ArgumentParser) -> None:
         "reads and writes."
     )
     parser.add_argument("mountpoint", metavar="MNT", help="the mount point")
+    parser.add_argument("--dead", action="store_true", help="only a mount whose daemon is gone; else do nothing")
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:

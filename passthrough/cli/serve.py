@@ -1,11 +1,13 @@
 """passthrough serve: from the options to a socket that a virtual machine's front end can connect to."""
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import socket
 import stat
+from collections.abc import Callable
 
 import sandbox
 
@@ -18,13 +20,16 @@ from ..server import Server
 from ..transport.vhost import listener as listening
 from ..transport.vhost.backend import Backend
 from ..transport.vhost.device import config_space
-from . import confine
+from . import background, confine
 from .channel import Channel
 from .keeper import keep
+from .launch import wanted_log
+from .manager import from_environment
 from .opener import FileOpener
+from .pulse import Pulse
 from .serve_options import ServeOptions
 from .serving import make_room, tame_collector
-from .share import file_system
+from .share import check_source, file_system
 from .signals import Signals
 
 _log = logging.getLogger(__name__)
@@ -39,14 +44,6 @@ _CAUSES = {
     signal.SIGBUS: "the front end took memory away that it had shared",
     signal.SIGKILL: "somebody, or the kernel for want of memory, killed it",
 }
-_LEVELS = {
-    "off": logging.CRITICAL + 1,
-    "error": logging.ERROR,
-    "warn": logging.WARNING,
-    "info": logging.INFO,
-    "debug": logging.DEBUG,
-    "trace": logging.DEBUG,
-}
 
 
 def run(options: ServeOptions) -> int:
@@ -54,10 +51,15 @@ def run(options: ServeOptions) -> int:
     if options.print_capabilities:
         print(json.dumps(CAPABILITIES, indent=2))
         return exitcodes.OK
-    keep_log = _begin_log(options)
-    share = _Share(open_source(options.shared_dir), os.path.realpath(options.shared_dir), options)
+    source_fd = open_source(options.shared_dir)
+    check_source(source_fd, options.shared_dir, options)
+    real = os.path.realpath(options.shared_dir)
+    wanted = wanted_log(options, "serve", real, options.socket_path or f"--fd={options.fd}")
+    streams = background.Streams(wanted)
+    share = _Share(source_fd, real, options, log.requests(wanted))
     if options.sandbox_explain:
-        print("\n".join(confine.explain(options, share.needs(keep_log), "take over the socket, which is made outside")))
+        needs = share.needs(streams.keep)
+        print("\n".join(confine.explain(options, needs, "take over the socket, which is made outside")))
         return exitcodes.OK
     confine.warn(options)
     if options.fd is not None:
@@ -66,7 +68,9 @@ def run(options: ServeOptions) -> int:
         assert options.socket_path is not None
         listener = listening.listen(options.socket_path, options.socket_group)
     confine.preload()
-    return keep(_SocketDoor(listener), lambda outside: share.serve(outside, keep_log), lambda: None)
+    manager = from_environment(os.environ, stays=True)
+    door = _SocketDoor(listener, real)
+    return keep(door, lambda outside: share.serve(outside, streams.keep, manager.interval), lambda: None, manager)
 
 
 class _SocketDoor:
@@ -78,8 +82,9 @@ class _SocketDoor:
 
     replaces = True
 
-    def __init__(self, listener: listening.Listener) -> None:
+    def __init__(self, listener: listening.Listener, source: str) -> None:
         self._listener = listener
+        self._source = source
         self._ended = False
 
     def begin(self) -> list[int]:
@@ -105,17 +110,13 @@ class _SocketDoor:
         _log.error("the process that served was ended by %s (%s); another takes its place", number.name, cause)
         return True
 
+    def look(self) -> None:
+        """A guest's requests can only be seen where they are served."""
 
-def _begin_log(options: ServeOptions) -> frozenset[int]:
-    """The descriptors that it needs."""
-    used: frozenset[int] = frozenset()
-    if options.syslog:
-        used = frozenset({log.descriptor(log.to_syslog())})
-    else:
-        log.to_stderr(debug=options.debug)
-    level = "debug" if options.debug else options.log_level
-    logging.getLogger().setLevel(_LEVELS[level])
-    return used
+    def status(self, word: str) -> str:
+        """What for whom."""
+        state = {"ready": "waiting for a front end", "waiting": "waiting for a front end", "connected": "connected"}
+        return f"{self._source}: {state[word]}" if word in state else ""
 
 
 def open_source(path: str) -> int:
@@ -134,8 +135,9 @@ def open_source(path: str) -> int:
 class _Share:
     """What is shared, and the daemon that serves it."""
 
-    def __init__(self, fd: int, path: str, options: ServeOptions) -> None:
+    def __init__(self, fd: int, path: str, options: ServeOptions, requests: Callable[[str], None] | None) -> None:
         self._fd = fd
+        self._requests = requests
         self._path = path
         self._options = options
         self._opener = FileOpener(options)
@@ -155,8 +157,8 @@ class _Share:
             calls=_CALLS,
         )
 
-    def serve(self, outside: Channel, log_descriptors: frozenset[int]) -> int:
-        """In the child of the keeper: until a signal ends it."""
+    def serve(self, outside: Channel, log_descriptors: frozenset[int], interval: float | None) -> int:
+        """In the child of the keeper: until a signal ends it. interval: seconds between signs of life, if wanted."""
         options = self._options
         step = sandbox.Step("take over the socket, which is made outside", lambda: self._take_over(outside))
         steps = [] if self._is_file else self._opener.steps(self._fd)
@@ -168,8 +170,7 @@ class _Share:
             required=fs.required,
             max_write=_MAX_WRITE,
         )
-        requests = logging.getLogger(f"{__package__}.requests").debug if _wants_requests(options) else None
-        server = Server(fs, wishes, debug=requests)
+        server = Server(fs, wishes, debug=self._requests)
         config = None if options.tag is None else config_space(options.tag, options.num_request_queues)
         backend = Backend(
             server, _MAX_WRITE, options.thread_pool_size, config, inside.proc if inside.proc >= 0 else None
@@ -178,7 +179,14 @@ class _Share:
         make_room()
         outside.say("ready")
         _log.info("%s: waiting for a front end", options.socket_path or f"--fd={options.fd}")
-        backend.run(self._socket, self._signals, once=options.once)
+
+        def pass_on(word: str) -> None:
+            with contextlib.suppress(OSError):  # the keeper is dead, and this process about to be
+                outside.say(word)
+
+        if interval is not None:
+            Pulse(backend.answers, lambda: pass_on("alive"), interval).start()
+        backend.run(self._socket, self._signals, once=options.once, on_change=pass_on)
         return exitcodes.OK
 
     def _take_over(self, outside: Channel) -> None:
@@ -192,7 +200,3 @@ class _Share:
     def _file_system(self, inside: sandbox.Inside) -> FileSystem:
         root = inside.root if inside.root >= 0 and not self._is_file else self._fd
         return file_system(root, self._options, inside, readonly=self._options.readonly, opener=self._opener.client)
-
-
-def _wants_requests(options: ServeOptions) -> bool:
-    return options.debug or options.log_level == "trace"

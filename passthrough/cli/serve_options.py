@@ -11,11 +11,11 @@ from .. import exitcodes
 from ..errors import UserError
 from ..fs.tree import ReaddirPlus, TreeConfig
 from ..option_rows import Option
+from ..process_options import LOG_OPTIONS
 from ..sandbox_options import SANDBOX_OPTIONS
 from ..share_options import SHARE_OPTIONS, ShareOptions, check_share
+from ..transport.vhost.device import TAG_SIZE, is_tag
 
-TAG_LIMIT = 36
-LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 _NR_OPEN = "/proc/sys/fs/nr_open"
 
 
@@ -35,10 +35,8 @@ class ServeOptions(ShareOptions):
     killpriv_v2: bool = False
     xattr: bool = False
     posix_acl: bool | None = False
+    allow_idmap: bool = True
     thread_pool_size: int = 8
-    log_level: str = "info"
-    syslog: bool = False
-    debug: bool = False
     print_capabilities: bool = False
 
     def tree(self) -> TreeConfig:
@@ -72,7 +70,7 @@ _OWN_SHARE_OPTIONS: tuple[Option, ...] = (
 
 def parse_tag(text: str) -> str:
     """A tag: bytes that a guest can be told."""
-    if not 1 <= len(text.encode(errors="surrogateescape")) <= TAG_LIMIT or not text.isprintable():
+    if not is_tag(text):
         raise ValueError
     return text
 
@@ -107,7 +105,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     value("--socket-path", "PATH", str, "listen on this UNIX socket, for one front end after the other")
     value("--socket-group", "GROUP", str, "let this group connect too")
     value("--fd", "N", number_in(0, 1 << 20), "use a socket that listens already, instead of --socket-path")
-    value("--tag", "NAME", parse_tag, f"tell the guest this tag (1 to {TAG_LIMIT} bytes); else the front end does")
+    value("--tag", "NAME", parse_tag, f"tell the guest this tag (1 to {TAG_SIZE} bytes); else the front end does")
     value("--num-request-queues", "N", number_in(1, 255), "with --tag, how many request queues to ask for; default: 1")
     _switch(parser, "once", "end when the first front end has gone")
     value(
@@ -116,14 +114,13 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         number_in(0, 256),
         "threads for requests that may take long, such as fsync; 0: the queue waits for them; default: 8",
     )
-    value("--log-level", "LEVEL", parse_level, f"{', '.join(LEVELS[:-1])} or {LEVELS[-1]}; default: info")
-    _switch(parser, "syslog", "log to the system log and not to standard error")
     parser.add_argument(
         "-d", "--debug", action="store_true", help="a line for each request and reply", default=argparse.SUPPRESS
     )
     _switch(parser, "print-capabilities", "print what this back end can do, as JSON, and exit")
     for title, rows in (
         ("the shared directory", (*SHARE_OPTIONS, *_OWN_SHARE_OPTIONS)),
+        ("the log", LOG_OPTIONS),
         ("the sandbox", SANDBOX_OPTIONS),
     ):
         group = parser.add_argument_group(title)
@@ -166,13 +163,6 @@ def _parse(option: Option, name: str, text: str) -> Any:
         raise UserError(f"{name}={text}: it takes {error}", exitcodes.USAGE) from None
 
 
-def parse_level(text: str) -> str:
-    """The name of a log level."""
-    if text not in LEVELS:
-        raise ValueError
-    return text
-
-
 def _value_adder(parser: argparse.ArgumentParser) -> Callable[[str, str, Callable[[str], Any], str], None]:
     def add(name: str, metavar: str, parse: Callable[[str], Any], text: str) -> None:
         def checked(given: str) -> Any:
@@ -187,8 +177,7 @@ def _value_adder(parser: argparse.ArgumentParser) -> Callable[[str, str, Callabl
 
 
 _TAKES = {
-    "--tag": f"a name of 1 to {TAG_LIMIT} bytes",
-    "--log-level": ", ".join(LEVELS),
+    "--tag": f"a name of 1 to {TAG_SIZE} bytes",
     "--num-request-queues": "a number from 1 to 255",
     "--thread-pool-size": "a number from 0 to 256",
     "--fd": "the number of a descriptor",

@@ -7,18 +7,15 @@ import os
 import resource
 import select
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 import sandbox
 
 from .. import exitcodes
 from ..errors import UserError
 from ..filesystem import FileSystem
-from ..fs.tree import Choice
 from ..fs.tree.base import RESERVED_DESCRIPTORS
-from ..protocol import constants as c
-from ..protocol.negotiation import Wishes
 from ..server import Server
+from ..sessions import Settings, attempt, should_do_without_io_uring
 from ..transport import uring
 from ..transport.session import Session
 from .channel import Channel
@@ -32,18 +29,6 @@ _ROOM = 1 << 17  # descriptors, for which the kernel needs a mebibyte
 _FEWEST = 16  # descriptors, below which nothing can be served
 _HIGHEST = 1024  # the daemon's own descriptors are all below, before a client pins one
 _OF_A_RING = 2  # descriptors of a queue of FUSE over io_uring
-
-
-def uring_flags(choice: Choice) -> tuple[int, int]:
-    """(INIT flags to wish for, INIT flags to insist on). UserError where io_uring=on cannot be had."""
-    if choice is Choice.OFF:
-        return 0, 0
-    why = uring.unavailable()
-    if why is None:
-        return c.FUSE_OVER_IO_URING, c.FUSE_OVER_IO_URING if choice is Choice.ON else 0
-    if choice is Choice.ON:
-        raise UserError(f"io_uring=on: {why}", exitcodes.KERNEL)
-    return 0, 0
 
 
 def tame_collector() -> None:
@@ -74,19 +59,6 @@ def _is_open(fd: int) -> bool:
     except OSError:
         return False
     return True
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How a mount is served. max_write in bytes; flags and required are what uring_flags() says."""
-
-    threads: int
-    max_write: int
-    max_read: int = 0
-    flags: int = 0
-    required: int = 0
-    owner: int | None = None
-    debug: bool = False
 
 
 class Service:
@@ -120,8 +92,8 @@ class Service:
 
     def _take_over(self) -> None:
         descriptors = self._hear_descriptors()
-        payload = max(self._settings.max_write, self._settings.max_read)
-        self._session = Session(descriptors[0], self._settings.threads, payload, descriptors[1:], self._cpus)
+        settings = self._settings
+        self._session = Session(descriptors[0], settings.threads, settings.payload, descriptors[1:], self._cpus)
 
     def _hear_descriptors(self) -> Sequence[int]:
         descriptors = self._outside.hear().descriptors
@@ -163,32 +135,19 @@ class Service:
 
     def _begin(self) -> None:
         """Serve; returns when INIT has been answered. UserError where that is not to be had."""
-        settings, fs = self._settings, self._fs
-        wishes = Wishes(
-            flags=fs.flags | c.FUSE_MAX_PAGES | settings.flags,
-            required=fs.required | settings.required,
-            max_write=settings.max_write,
-            max_stack_depth=fs.stack_depth,
-        )
-        why = self._attempt(wishes)
-        if why and self._session.uring_failed and settings.flags and not settings.required & c.FUSE_OVER_IO_URING:
+        settings = self._settings
+        why = self._attempt(settings)
+        if why and should_do_without_io_uring(self._session, settings):
             log.warning("%s; requests are read from /dev/fuse instead", why)
             self._outside.say("again")
             self._give_up()
             self._take_over()
-            why = self._attempt(replace(wishes, flags=wishes.flags & ~c.FUSE_OVER_IO_URING))
+            why = self._attempt(settings.without_io_uring())
         if why:
             raise UserError(why, exitcodes.KERNEL)
 
-    def _attempt(self, wishes: Wishes) -> str | None:
-        self._server = Server(
-            self._fs,
-            wishes,
-            kernel=self._session,
-            debug=log.debug if self._settings.debug else None,
-            owner=self._settings.owner,
-        )
-        self._session.start(self._server)
+    def _attempt(self, settings: Settings) -> str | None:
+        self._server = attempt(self._fs, self._session, settings)
         return self._server.failure
 
     def _give_up(self) -> None:

@@ -1,21 +1,43 @@
-"""The file system of a share: the tree, and what the options put before it; the same behind every door."""
+"""The file system of a share: the tree, and what the options put before it; the same behind every door.
 
+From the source to the client: the tree (with real or virtual owners), then squashed callers, then translated ids, then
+other names of attributes, then labels, then no changes.
+"""
+
+import os
 from dataclasses import replace
 
 import sandbox
 
+from .. import exitcodes
+from ..errors import UserError
 from ..filesystem import FileSystem
 from ..fs.capability import CAPABILITY, ClearedCapability
 from ..fs.labels import SecurityLabels
+from ..fs.mapped import MappedTree, can_hold
+from ..fs.owners.squash import Squashed
+from ..fs.owners.translate import Translated
 from ..fs.readonly import ReadOnly
 from ..fs.renamed import RenamedXattrs
 from ..fs.tree import Covered, Opener, Tree
-from ..protocol import constants as c
+from ..fs.tree.config import ACCESS_LISTS as ACCESS_LISTS
+from ..owner_options import OwnerOptions, Squash
 from ..share_options import ShareOptions
 
-ACCESS_LISTS = c.FUSE_POSIX_ACL | c.FUSE_DONT_MASK | c.FUSE_SETXATTR_EXT
-"""What a kernel must have for access lists: their check, a umask that a default list overrides, and SGID that a list
-may cost."""
+
+def check_source(fd: int, path: str, options: OwnerOptions) -> None:
+    """Whether what fd (O_PATH) is open on can be shared so. UserError where it cannot."""
+    if options.squash is not Squash.NONE and os.geteuid() != 0:
+        raise UserError(
+            f"squash={options.squash.value} needs root: an ordinary user's daemon is that user whoever asks",
+            exitcodes.PERMISSION,
+        )
+    if options.mapped and not can_hold(fd):
+        raise UserError(
+            f"{path}: security_model=mapped-xattr needs user xattrs, which this file system has not; "
+            "share a directory on ext4, xfs, btrfs or tmpfs (Linux 6.6)",
+            exitcodes.SOURCE,
+        )
 
 
 def file_system(
@@ -34,8 +56,19 @@ def file_system(
     leaves.
     """
     config = replace(options.tree(), descriptors=descriptors)
-    tree = Tree(fd, config, covered, inside.proc if inside.root >= 0 else None, opener)
-    return before(tree, options, readonly=readonly)
+    kind = MappedTree if options.mapped else Tree
+    tree = kind(fd, config, covered, inside.proc if inside.root >= 0 else None)
+    return before(owned(tree, options), options, readonly=readonly)
+
+
+def owned(tree: Tree, options: OwnerOptions) -> FileSystem:
+    """What the options about owners put before the tree."""
+    fs: FileSystem = tree
+    if options.squash is not Squash.NONE:
+        fs = Squashed(tree, options.anon_uid, options.anon_gid, everybody=options.squash is Squash.ALL)
+    if options.translate_uid or options.translate_gid:
+        fs = Translated(fs, options.translate_uid, options.translate_gid)
+    return fs
 
 
 def before(fs: FileSystem, options: ShareOptions, *, readonly: bool = False) -> FileSystem:

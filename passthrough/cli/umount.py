@@ -14,10 +14,15 @@ _ALONE_MS = 3_000
 _DAEMON_END_MS = 15_000
 
 
-def run(mountpoint: str) -> int:
-    """Unmount cleanly where nobody is inside, else let the daemon finish what is in flight and cut the rest off."""
+def run(mountpoint: str, *, dead: bool = False) -> int:
+    """Unmount cleanly where nobody is inside, else let the daemon finish what is in flight and cut the rest off.
+
+    dead: only what a daemon of ours has left behind, and nothing is said where there is nothing.
+    """
     point = _absolute(mountpoint)
     mount = mountinfo.top_mount(point)
+    if dead and (mount is None or not mount.fstype.endswith(".passthrough") or not mounting.is_dead(point)):
+        return exitcodes.OK
     if mount is None:
         raise UserError(f"{mountpoint}: nothing is mounted there", exitcodes.NOT_MOUNTED)
     if not mount.is_fuse:

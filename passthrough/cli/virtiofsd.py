@@ -15,12 +15,13 @@ from ..errors import UserError
 from ..fs.tree import ReaddirPlus
 from ..fs.xattrmap import XattrMap, parse_map
 from ..option_rows import seconds
+from ..owner_options import OWNER_OPTIONS
+from ..process_options import Level
 from ..sandbox_options import SANDBOX_OPTIONS, SandboxMode, SeccompMode
 from ..share_options import cache_mode, file_handles
 from . import serve, serve_options
-from .serve_options import ServeOptions, number_in, parse_level, parse_limit, parse_tag
+from .serve_options import ServeOptions, number_in, parse_limit, parse_tag
 
-_NO_MAPS = "ids are not translated in this version"
 _NO_MIGRATION = "the state of a share cannot be moved to another host"
 
 
@@ -41,8 +42,8 @@ class Row(NamedTuple):
     many: bool = False
 
 
-def _log_level(text: str) -> str:
-    return "error" if text == "err" else parse_level(text)
+def _log_level(text: str) -> Level:
+    return Level("error" if text == "err" else text)
 
 
 def _sandbox(text: str) -> SandboxMode:
@@ -63,7 +64,7 @@ def _xattrmap(text: str) -> XattrMap:
 
 
 def _option(word: str) -> Callable[[str], Any]:
-    (parse,) = (option.parse for option in SANDBOX_OPTIONS if option.word == word)
+    (parse,) = (option.parse for option in (*SANDBOX_OPTIONS, *OWNER_OPTIONS) if option.word == word)
     assert parse is not None
     return parse
 
@@ -125,8 +126,8 @@ TABLE: tuple[Row, ...] = (
     Row("-o modcaps", "RC", "modcaps", metavar="CAPS", parse=_option("modcaps")),
     Row("--uid-map", "R", "uid_map", metavar="MAP", parse=_option("uid_map"), many=True),
     Row("--gid-map", "R", "gid_map", metavar="MAP", parse=_option("gid_map"), many=True),
-    Row("--translate-uid", "R", metavar="MAP", refused=_NO_MAPS),
-    Row("--translate-gid", "R", metavar="MAP", refused=_NO_MAPS),
+    Row("--translate-uid", "R", "translate_uid", metavar="MAP", parse=_option("translate_uid"), many=True),
+    Row("--translate-gid", "R", "translate_gid", metavar="MAP", parse=_option("translate_gid"), many=True),
     Row("--xattrmap", "R", "xattrmap", metavar="RULES", parse=_xattrmap),
     Row("-o xattrmap", "C", "xattrmap", metavar="RULES", parse=_xattrmap),
     Row("--security-label", "R", "security_label"),

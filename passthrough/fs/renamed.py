@@ -9,6 +9,7 @@ import errno
 
 from ..filesystem import Context, FileSystem, failure
 from .decorator import Decorator
+from .tree.xattrs import SEES_TRUSTED
 from .xattrmap import NAME_LIMIT, Kind, XattrMap
 
 _SYSTEM, _TRUSTED = b"system.", b"trusted."
@@ -49,11 +50,12 @@ class RenamedXattrs(Decorator):
 
     def listxattr(self, ctx: Context, nodeid: int) -> list[bytes]:
         """The names that the map shows; it never makes one longer, so the list fits where the host's does."""
+        hidden = ctx.uid not in SEES_TRUSTED
         found = (self.xattrmap.to_guest(host) for host in self.fs.listxattr(ourselves(ctx), nodeid))
         return [
             name
             for name in found
-            if name and not self._is_renamed_system(name) and not (ctx.uid != 0 and name.startswith(_TRUSTED))
+            if name and not self._is_renamed_system(name) and not (hidden and name.startswith(_TRUSTED))
         ]
 
     def _host(self, name: bytes, bad: int) -> bytes:

@@ -18,6 +18,8 @@ class Context:
     kernel makes by itself, such as writeback); groups holds the one supplementary group that a creating request may
     bring (FUSE_CREATE_SUPP_GROUP, Linux 6.3), or None where the kernel sent no extension.
     labels holds the security labels (name and value) for what the request creates (FUSE_SECURITY_CTX, Linux 5.17).
+    uid and gid are FUSE_INVALID_UIDGID where the kernel does not tell: with FUSE_ALLOW_IDMAP (Linux 6.12) in all
+    requests but those that create something.
     interrupted becomes true when the caller gave up (FUSE_INTERRUPT): a method that waits must then raise EINTR.
     """
 

@@ -54,9 +54,12 @@ class Queue:
     nobody waits for them, and a thread that wakes for each takes the interpreter from those that serve somebody.
     """
 
-    def __init__(self, fd: int, server: Server, payload: int) -> None:
+    def __init__(self, fd: int, server: Server, payload: int, stop: int | None = None) -> None:
+        """stop: a descriptor that becomes readable when this queue is to end, though the mount is there; fd must then
+        be one that does not block. It costs a call for each request."""
         self.forgetful = False
         self._fd = fd
+        self._stop = stop
         self._server = server
         self._payload = payload
         self._spare: list[tuple[memoryview, memoryview]] = []
@@ -142,6 +145,8 @@ class Queue:
         """The next request's length in bytes, or -1 at the end."""
         buffers = (buffer,)
         while True:
+            if self._stop is not None and self._told_to_stop(self._stop):
+                return -1
             try:
                 received = os.readv(self._fd, buffers)
                 return received or -1
@@ -159,6 +164,17 @@ class Queue:
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         poll.poll()
+
+    def _told_to_stop(self, stop: int) -> bool:
+        """Wait for a request, or for the word to end; whether it is that."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        poll.register(stop, select.POLLIN)
+        return stop in {fd for fd, _ in poll.poll()}
+
+    def close(self) -> None:
+        """The descriptor is about to be closed: an answer that comes late must not go to who has its number next."""
+        self._fd = -1
 
     def _survives(self, error: OSError, unique: int) -> bool:
         if error.errno in GONE or error.errno == errno.EPERM:
@@ -213,3 +229,16 @@ def clone(fd: int) -> int:
         os.close(clone)
         return os.dup(fd)
     return clone
+
+
+def clone_all(fd: int, count: int) -> list[int]:
+    """So many clones; none is left open where one cannot be had."""
+    found: list[int] = []
+    try:
+        for _ in range(count):
+            found.append(clone(fd))
+    except BaseException:
+        for made in found:
+            os.close(made)
+        raise
+    return found

@@ -5,7 +5,9 @@ fusermount3 hands the descriptor over a socket whose number it finds in _FUSE_CO
 """
 
 import array
+import contextlib
 import errno
+import logging
 import os
 import re
 import shutil
@@ -17,6 +19,8 @@ from dataclasses import dataclass
 from .. import exitcodes, syscalls
 from ..errors import UserError
 from . import mountinfo
+
+log = logging.getLogger(__name__)
 
 DEVICE = "/dev/fuse"
 
@@ -67,14 +71,28 @@ class Mounted:
         found = mountinfo.mount_by_id(self.mount_id)
         return found is not None and found.device == self.device
 
+    def undo(self, *, lazy: bool = False, force: bool = False) -> bool:
+        """Unmount; whether it is gone. An error is logged, and one that comes of force as such."""
+        try:
+            unmount(self.mountpoint, lazy=lazy, force=force)
+        except (OSError, UserError) as error:
+            # EINVAL: somebody else has just unmounted it; the table may show it for a moment yet
+            gone = getattr(error, "errno", None) == errno.EINVAL or not self.is_there()
+            log.log(logging.ERROR if force and not gone else logging.DEBUG, "unmount: %s", error)
+            return gone
+        return True
+
 
 def may_mount() -> bool:
     """Whether mount(2) is ours to call: CAP_SYS_ADMIN in effect."""
     return bool(syscalls.effective_capabilities() >> syscalls.CAP_SYS_ADMIN & 1)
 
 
-def check_mountpoint(path: str, source: str, *, nonempty: bool = False) -> str:
-    """The mount point as an absolute path without symlinks, or a UserError that says what is wrong with it."""
+def check_mountpoint(path: str, source: str | None, *, nonempty: bool = False) -> str:
+    """The mount point as an absolute path without symlinks, or a UserError that says what is wrong with it.
+
+    source, which may be shown on itself, is the directory that will be shown, where it is one of this machine's.
+    """
     try:
         real = os.path.realpath(path, strict=True)
         status = os.stat(real)
@@ -93,7 +111,7 @@ def check_mountpoint(path: str, source: str, *, nonempty: bool = False) -> str:
             f"umount {path}; or mount on top of it: -o nonempty",
             exitcodes.MOUNTPOINT,
         )
-    if not os.path.samefile(real, source) and not _is_empty(real):
+    if (source is None or not os.path.samefile(real, source)) and not _is_empty(real):
         raise UserError(
             f"{path}: the directory is not empty, and a mount would hide what is in it; "
             "choose an empty one, or say that it is meant: -o nonempty",
@@ -310,3 +328,13 @@ def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> None
         if "busy" in line:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), mountpoint)
         raise UserError(f"{mountpoint}: {line or 'fusermount3 failed'}", exitcodes.PERMISSION)
+
+
+def see_that_it_answers(mountpoint: str) -> None:
+    """The starter's last look; UserError, and no mount, where the daemon does not serve."""
+    try:
+        os.stat(mountpoint)
+    except OSError as error:
+        with contextlib.suppress(OSError, UserError):
+            unmount(mountpoint, lazy=True, force=True)
+        raise UserError(f"{mountpoint}: the mount does not answer: {error.strerror}", exitcodes.SERVING) from error

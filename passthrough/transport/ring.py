@@ -97,7 +97,11 @@ class Ring:
             yield self.take()
 
     def close(self) -> None:
-        """Give the ring back; what was submitted is cancelled."""
+        """Give the ring back; what was submitted is cancelled. The mappings go as well: each has a descriptor."""
+        self._words.release()
+        self.slots.release()
+        self._ring.close()
+        self._slots.close()
         os.close(self.fd)
 
 

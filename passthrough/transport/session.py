@@ -16,7 +16,7 @@ from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKIN
 from ..protocol.errors import StreamError
 from ..protocol.structs import FUSE_BACKING_MAP
 from ..server import Server
-from .devfuse import GONE, Queue, clone
+from .devfuse import GONE, Queue, clone_all
 from .uring import UringQueue, possible_cpus
 from .workers import Crew
 
@@ -35,14 +35,16 @@ class Session:
         payload: int,
         clones: Sequence[int] | None = None,
         cpus: Sequence[int] | None = None,
+        *,
+        stoppable: bool = False,
     ) -> None:
         """fd is the mounted device; threads is how many slow requests may be served side by side; payload the most
         bytes of data that a request or a reply brings; clones are threads - 1 clones of fd (taken over), and cpus
-        possible_cpus(), to be given where the device and /sys cannot be opened any more."""
+        possible_cpus(), to be given where the device and /sys cannot be opened any more; stoppable: stop() will do."""
         self.fd = fd
-        self.ended = os.eventfd(0, os.EFD_CLOEXEC)
         self._threads = threads
-        self._descriptors = [fd, *((clone(fd) for _ in range(threads - 1)) if clones is None else clones)]
+        self._descriptors = [fd, *(clone_all(fd, threads - 1) if clones is None else clones)]
+        self.ended = os.eventfd(0, os.EFD_CLOEXEC)
         self._cpus = cpus
         self._payload = payload
         self._queues: list[Queue] = []
@@ -51,11 +53,16 @@ class Session:
         self._uring_threads: list[threading.Thread] = []
         self._helpers: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
+        self._stop: int | None = None
+        if stoppable:
+            self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+            for descriptor in self._descriptors:
+                os.set_blocking(descriptor, False)
         self._parts = 1  # the crew, and each io_uring queue: the last to end says so
 
     def start(self, server: Server) -> None:
         """Agree on INIT, which is the first request that the kernel sends, and serve. The server says how it went."""
-        self._queues = [Queue(fd, server, self._payload) for fd in self._descriptors]
+        self._queues = [Queue(fd, server, self._payload, self._stop) for fd in self._descriptors]
         try:
             self._queues[0].negotiate()
         except StreamError as error:
@@ -122,6 +129,8 @@ class Session:
 
     def close_backing(self, backing_id: int) -> None:
         """FUSE_DEV_IOC_BACKING_CLOSE (Kernel)."""
+        if self.fd < 0:  # they went with the session
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         fcntl.ioctl(self.fd, FUSE_DEV_IOC_BACKING_CLOSE, struct.pack("=I", backing_id))
 
     @property
@@ -149,6 +158,15 @@ class Session:
             pause.wait(_POLL_S)
         return self._idle()
 
+    def stop(self) -> None:
+        """End all queues of a stoppable session, though the mount is there: then join(), and close() cuts it off."""
+        if self._crew is not None:
+            self._crew.stop()
+        if self._stop is not None:
+            os.eventfd_write(self._stop, 1)
+        for queue in self._uring:
+            queue.stop()
+
     def join(self, timeout: float) -> bool:
         """Wait until every queue has ended; False where one still waits for the kernel after timeout seconds each."""
         ended = self._crew is None or self._crew.join(timeout)
@@ -157,10 +175,17 @@ class Session:
         return ended and not any(thread.is_alive() for thread in self._uring_threads)
 
     def close(self) -> None:
-        """Close all descriptors, after join(); the connection is aborted if it still stands."""
+        """Close all descriptors, after join(); the connection is aborted if it still stands.
+
+        The numbers may be somebody else's right afterwards: nothing of ours uses them any more.
+        """
         if self._helpers is not None:
-            self._helpers.shutdown(wait=False)
+            self._helpers.shutdown()
         for queue in self._uring:
             queue.close()
-        for fd in (self.ended, *self._descriptors):
+        for reader in self._queues:
+            reader.close()
+        descriptors = [self.ended, *self._descriptors, *([] if self._stop is None else [self._stop])]
+        self.fd = -1
+        for fd in descriptors:
             os.close(fd)

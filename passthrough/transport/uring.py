@@ -133,13 +133,15 @@ class UringQueue:
         self._entries: list[_Entry] = []
         self._alive = 0  # entries that the kernel has, or that a request has
         self._serving = False
+        self._stopping = False
         self._out = 0  # entries whose request is with a helper or waits for a lock
 
     def run(self, registered: Callable[[], None]) -> None:
         """Serve until the mount is gone. registered() is called when the first entries were submitted, or cannot be."""
+        made: Ring | None = None
         try:
             self._pin()
-            self._ring = Ring(_SLOTS)
+            self._ring = made = Ring(_SLOTS)
             self._slots = self._ring.slots
             self._watch_wake()
             for _ in range(ENTRIES):
@@ -151,9 +153,13 @@ class UringQueue:
             self.failure = f"FUSE over io_uring, queue {self.cpu}: {error.strerror}"
         finally:
             registered()
-        if self.failure is None:
-            self._serving = True
-            self._loop()
+        try:
+            if self.failure is None:
+                self._serving = True
+                self._loop()
+        finally:
+            if made is not None:
+                made.close()
 
     def _pin(self) -> None:
         """To its CPU, where whoever started us lets us run there and it is online; else it floats."""
@@ -167,7 +173,7 @@ class UringQueue:
 
     def _loop(self) -> None:
         take, serve, entries = self._ring.take, self._serve, self._entries
-        while self._alive:
+        while self._alive and not self._stopping:
             slot, result = take()
             self.idle = False
             if result == 0 and slot != _WAKE_SLOT:
@@ -175,7 +181,6 @@ class UringQueue:
             else:
                 self._completed(slot, result)
             self.idle = self._out == 0
-        self._ring.close()
 
     def _completed(self, slot: int, result: int) -> None:
         if slot == _WAKE_SLOT:
@@ -250,7 +255,16 @@ class UringQueue:
     def hand_back(self, entry: _Entry, length: int) -> None:
         """From any thread: this entry's request is answered (its length, or -errno)."""
         self._answers.append((entry, length))
-        os.eventfd_write(self._wake, 1)
+        self._wake_up()
+
+    def stop(self) -> None:
+        """From any thread: end, though the mount is there."""
+        self._stopping = True
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
 
     def _take_answers(self) -> None:
         try:
@@ -265,7 +279,8 @@ class UringQueue:
 
     def close(self) -> None:
         """After its thread has ended."""
-        os.close(self._wake)
+        wake, self._wake = self._wake, -1
+        os.close(wake)
 
     def _watch_wake(self) -> None:
         self._ring.write(_WAKE_SLOT, _poll_sqe.pack(OP_POLL_ADD, 0, 0, self._wake, 0, 0, 0, select.POLLIN, _WAKE_SLOT))

@@ -47,11 +47,13 @@ class Crew:
         self._alive = 0
         self._work = threading.Event()
         self._stop = threading.Event()
+        self._monitor: threading.Thread | None = None
 
     def start(self) -> None:
         """One worker begins; the others begin when they are needed."""
         if len(self._resting) > 1:
-            threading.Thread(target=self._watch, name="monitor", daemon=True).start()
+            self._monitor = threading.Thread(target=self._watch, name="monitor", daemon=True)
+            self._monitor.start()
         self._call(1)
 
     def _call(self, count: int) -> None:
@@ -124,6 +126,8 @@ class Crew:
     def join(self, timeout: float) -> bool:
         """Whether all threads ended within timeout seconds each."""
         threads = list(self._threads.values())
+        if self._monitor is not None and self.stopping:
+            threads.append(self._monitor)
         for thread in threads:
             thread.join(timeout)
         return not any(thread.is_alive() for thread in threads)

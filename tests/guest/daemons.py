@@ -20,11 +20,12 @@ class Daemons:
     running: list["subprocess.Popen[str]"] = field(default_factory=list)
     _count: int = 0
 
-    def ours(self, shared: Path, *options: str, tag: str = "work", queues: int = 1) -> Share:
-        """passthrough serve."""
+    def ours(self, shared: Path, *options: str, tag: str = "work", queues: int = 1, user: int | None = None) -> Share:
+        """passthrough serve; user: by that ordinary user."""
         socket = self._socket()
         words = command("serve", f"--socket-path={socket}", f"--shared-dir={shared}", *options)
-        return self._started(socket, [*words], tag, queues)
+        become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user is not None else []
+        return self._started(socket, [*become, *words], tag, queues)
 
     def peer(self, shared: Path, *options: str, tag: str = "work") -> Share:
         """The C virtiofsd."""

@@ -1,17 +1,14 @@
 """Fixtures of the mounted tests. Root is needed here; what an ordinary user can do is tested as an ordinary user."""
 
-import contextlib
 import os
 import pwd
-import stat
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .harness import URING_SWITCH, Harness
+from .harness import URING_SWITCH, Harness, bound, for_users
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,30 +39,11 @@ def enabled() -> Iterator[None]:
     URING_SWITCH.write_text(before)
 
 
-@contextlib.contextmanager
-def _bound(content: Path, over: str) -> Iterator[None]:
-    """Show `content` where the file `over` is: unlike a change of that file, it cannot be left half undone."""
-    subprocess.run(["mount", "--bind", content, over], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", over], check=True)  # somebody may have it open, then it is busy
-
-
 @pytest.fixture(scope="session")
 def user() -> Iterator[int]:
     """An ordinary user, known to /etc/passwd (fusermount3 asks for that), who may open /dev/fuse."""
-    uid = pwd.getpwnam("nobody").pw_uid
-    device = os.stat("/dev/fuse")
-    if device.st_mode & 0o006 == 0o006:
-        yield uid
-        return
-    with tempfile.TemporaryDirectory() as directory:
-        node = Path(directory, "fuse")
-        os.mknod(node, stat.S_IFCHR, device.st_rdev)
-        node.chmod(0o666)
-        with _bound(node, "/dev/fuse"):
-            yield uid
+    with for_users():
+        yield pwd.getpwnam("nobody").pw_uid
 
 
 @pytest.fixture
@@ -74,7 +52,7 @@ def user_allow_other(tmp_path: Path) -> Iterator[Path]:
     conf = tmp_path / "fuse.conf"
     conf.write_text("user_allow_other\n")
     conf.chmod(0o644)
-    with _bound(conf, "/etc/fuse.conf"):
+    with bound(conf, "/etc/fuse.conf"):
         yield conf
 
 
@@ -84,5 +62,5 @@ def no_user_allow_other(tmp_path: Path) -> Iterator[None]:
     conf = tmp_path / "fuse.conf"
     conf.write_text("# user_allow_other\n")
     conf.chmod(0o644)
-    with _bound(conf, "/etc/fuse.conf"):
+    with bound(conf, "/etc/fuse.conf"):
         yield

@@ -11,8 +11,10 @@ import resource
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +51,42 @@ def run(*words: str | os.PathLike[str], user: int | None = None, **more: object)
 def affinities(pid: int) -> list[set[int]]:
     """The CPUs that each thread of a process may run on."""
     return [os.sched_getaffinity(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
+@contextlib.contextmanager
+def bound(content: Path, over: str) -> Iterator[None]:
+    """Show `content` where the file `over` is: unlike a change of that file, it cannot be left half undone."""
+    subprocess.run(["mount", "--bind", content, over], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", over], check=True)  # somebody may have it open, then it is busy
+
+
+@contextlib.contextmanager
+def for_users() -> Iterator[None]:
+    """/dev/fuse is there for everybody."""
+    device = os.stat("/dev/fuse")
+    if device.st_mode & 0o006 == 0o006:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        node = Path(directory, "fuse")
+        os.mknod(node, stat.S_IFCHR, device.st_rdev)
+        node.chmod(0o666)
+        with bound(node, "/dev/fuse"):
+            yield
+
+
+@contextlib.contextmanager
+def for_other_users() -> Iterator[None]:
+    """The same, and /etc/fuse.conf lets them use allow_other."""
+    with for_users(), tempfile.TemporaryDirectory() as directory:
+        conf = Path(directory, "fuse.conf")
+        conf.write_text("user_allow_other\n")
+        os.chmod(directory, 0o755)
+        with bound(conf, "/etc/fuse.conf"):
+            yield
 
 
 def unexpected(text: str) -> str:

@@ -53,6 +53,7 @@ BAD_VALUES = {
     "passthrough": ["", "yes", "ON"],
     "io_uring": ["", "1", "never"],
     "threads": ["", "0", "257", "-1", "1.5", "x"],
+    "log_level": ["", "loud", "err"],
     "xattrmap": ["", "x", ":ok:client:::", ":ok:all::: x"],
     "writeout": ["", "now", "IMMEDIATE"],
     "sandbox": ["", "yes", "container"],

@@ -233,3 +233,18 @@ def test_creating_as_another_leaves_the_other_threads_alone(tree: Tree, source: 
     for number, index in itertools.product(range(4), range(100)):
         st_ = (source / f"n{number}-{index}").stat()
         assert (st_.st_uid, st_.st_gid) == (1000 + number, 2000 + number)
+
+
+@needs_root
+def test_a_thread_whose_first_deed_is_a_callers_keeps_its_own_rights() -> None:
+    """Its capabilities are read once, and that must not be while it is somebody else."""
+    credentials = Credentials()
+
+    def work() -> int:
+        with credentials.caller(Context(1, _OTHER, _OTHER, 1)):
+            assert syscalls.effective_capabilities() == 1 << syscalls.CAP_DAC_OVERRIDE
+        with credentials.killing_privileges(True):
+            assert syscalls.effective_capabilities()
+        return syscalls.effective_capabilities()
+
+    assert in_thread(work) == syscalls.effective_capabilities()

@@ -57,6 +57,7 @@ P = "passthrough"
 _CORE = (f"{P}.protocol", f"{P}.filesystem", f"{P}.syscalls")
 _SERVER = (f"{P}.calls", f"{P}.server", f"{P}.waiting", f"{P}.trace")
 _ERRORS = (f"{P}.errors", f"{P}.exitcodes")
+_ROWS = (f"{P}.option_rows", f"{P}.sandbox_options", f"{P}.process_options")
 _VHOST = "passthrough.transport.vhost.{}".format  # virtqueues know no FUSE: virtiofs alone knows both
 RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((f"{P}.protocol",), (f"{P}.protocol",)),
@@ -78,17 +79,30 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((f"{P}.fs",), (f"{P}.fs", *_CORE)),
     ((f"{P}.option_rows",), _ERRORS),
     ((f"{P}.sandbox_options",), (f"{P}.option_rows", f"{P}.fs", *_ERRORS)),
-    ((f"{P}.share_options",), (f"{P}.option_rows", f"{P}.sandbox_options", f"{P}.fs", *_ERRORS)),
-    ((f"{P}.options",), (f"{P}.option_rows", f"{P}.sandbox_options", f"{P}.share_options", f"{P}.fs", *_ERRORS)),
+    ((f"{P}.process_options",), (f"{P}.option_rows", f"{P}.sandbox_options")),
+    ((f"{P}.owner_options",), (*_ROWS, f"{P}.fs", f"{P}.protocol", *_ERRORS)),
+    ((f"{P}.share_options",), (*_ROWS, f"{P}.owner_options", f"{P}.fs", *_ERRORS)),
+    ((f"{P}.options",), (*_ROWS, f"{P}.owner_options", f"{P}.share_options", f"{P}.fs", *_ERRORS)),
     (
         (f"{P}.export_options",),
-        (f"{P}.option_rows", f"{P}.sandbox_options", f"{P}.options", f"{P}.fs", *_ERRORS),
+        (*_ROWS, f"{P}.options", f"{P}.fs", *_ERRORS),
+    ),
+    ((f"{P}.sessions",), (f"{P}.transport", f"{P}.options", f"{P}.fs.choice", *_SERVER, *_CORE, *_ERRORS)),
+    (
+        (f"{P}.api",),
+        (
+            *(
+                f"{P}.{name}"
+                for name in ("api", "sessions", "options", "option_rows", "share_options", "fs", "transport")
+            ),
+            *(*_SERVER, *_CORE, *_ERRORS),
+        ),
     ),
     ((f"{P}.doctor",), (f"{P}.transport", *_CORE, *_ERRORS)),
     (("sandbox",), ("sandbox",)),
     ((f"{P}.cli",), (P, "sandbox")),
     ((f"{P}.__main__",), (f"{P}.cli",)),
-    ((P,), ()),
+    ((P,), (f"{P}.api", f"{P}.fs", f"{P}.waiting", *_CORE, *_ERRORS)),  # by name, and when one is asked for
 )
 """(modules, what they may import of ours); the first row that fits a module counts. A new folder needs a row."""
 

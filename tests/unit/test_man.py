@@ -23,7 +23,7 @@ from sandbox import capabilities, seccomp
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("mount", "umount", "export", "serve", "doctor")
 PAGES = sorted((ROOT / "man").glob("*.1"))
-ALL_PAGES = [*PAGES, *sorted((ROOT / "man").glob("*.7"))]
+ALL_PAGES = [*PAGES, *sorted((ROOT / "man").glob("*.3")), *sorted((ROOT / "man").glob("*.7"))]
 _WORDS = {option.word for option in OPTIONS}
 
 
@@ -110,7 +110,12 @@ def test_the_overview_has_the_options_of_the_program_itself() -> None:
 
 @pytest.mark.parametrize("path", ALL_PAGES, ids=lambda path: path.stem)
 def test_long_options_in_prose_and_examples_exist(path: Path) -> None:
-    known = set().union(*(option_strings(command) for command in COMMANDS)) | {"--version", "--OPTION", "--export"}
+    known = set().union(*(option_strings(command) for command in COMMANDS)) | {
+        "--version",
+        "--OPTION",
+        "--export",
+        "--now",
+    }
     if path.stem == "passthrough-virtiofsd":
         known |= {row.word for row in virtiofsd.TABLE}
     text = re.sub(r"\\f[BIRP]", "", path.read_text(encoding="utf-8")).replace("\\-", "-")

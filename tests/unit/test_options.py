@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 from passthrough import exitcodes
 from passthrough.cli import parser
 from passthrough.errors import UserError
+from passthrough.fs.owners.idmap import Kind, Line
 from passthrough.fs.tree.config import NS_PER_S, Cache, Choice, FileHandles, ReaddirPlus
 from passthrough.fs.xattrmap import parse_map
 from passthrough.option_rows import Option, Setting, split_words
 from passthrough.options import OPTIONS, MountOptions, collect
+from passthrough.owner_options import SecurityModel, Squash
+from passthrough.process_options import Level
 from passthrough.sandbox_options import SandboxMode, SeccompMode
 from passthrough.share_options import Writeout
 from passthrough.transport.mounting import MOUNT_FLAGS
@@ -38,6 +41,7 @@ _VALUES: dict[str, tuple[tuple[str, object], ...]] = {
     "passthrough": tuple((when.value, when) for when in Choice),
     "io_uring": tuple((when.value, when) for when in Choice),
     "threads": (("1", 1), ("256", 256)),
+    "log_level": tuple((level.value, level) for level in Level),
     "sandbox": tuple((mode.value, mode) for mode in SandboxMode),
     "landlock": tuple((when.value, when) for when in Choice),
     "seccomp": tuple((mode.value, mode) for mode in SeccompMode),
@@ -45,6 +49,12 @@ _VALUES: dict[str, tuple[tuple[str, object], ...]] = {
     "rlimit_nofile": (("0", 0), ("1000000", 1_000_000)),
     "uid_map": ((":1000:1000:1:", (":1000:1000:1:",)),),
     "gid_map": (("/0/1000/1/", ("/0/1000/1/",)),),
+    "security_model": tuple((model.value, model) for model in SecurityModel),
+    "translate_uid": (("map:0:100000:65536", (Line(Kind.MAP, 0, 100_000, 65_536),)),),
+    "translate_gid": (("forbid-guest:1:2", (Line(Kind.FORBID_GUEST, 1, 0, 2),)),),
+    "squash": tuple((who.value, who) for who in Squash),
+    "anon_uid": (("1", 1), ("4294967294", 4_294_967_294)),
+    "anon_gid": (("99", 99),),
 }
 _BAD: dict[str, tuple[str, ...]] = {
     "fsname": ("", "a\nb"),
@@ -63,6 +73,7 @@ _BAD: dict[str, tuple[str, ...]] = {
     "passthrough": ("yes", "", "On"),
     "io_uring": ("yes", "", "1"),
     "threads": ("0", "257", "-1", "1.0", "two", ""),
+    "log_level": ("", "err", "INFO", "7"),
     "sandbox": ("", "yes", "Namespace"),
     "landlock": ("", "yes"),
     "seccomp": ("", "trap", "Kill"),
@@ -70,6 +81,12 @@ _BAD: dict[str, tuple[str, ...]] = {
     "rlimit_nofile": ("", "-1", "1k", "9" * 5000, "1.5", "²"),
     "uid_map": ("", ":", ":1:1:", ":a:1:1:", "1000", ":1:1:1:1:"),
     "gid_map": (":-1:0:1:", ":0:0:99999999999:"),
+    "security_model": ("", "mapped-file", "Passthrough"),
+    "translate_uid": ("", "map", "map:1:2", "forbid-guest:1:2:3", "guest:0:0:0", "all:0:0:1"),
+    "translate_gid": ("host:1:1:4294967295", "map:-1:0:1", "squash-host:²:1:1"),
+    "squash": ("", "yes", "Root"),
+    "anon_uid": ("", "0", "-1", "4294967295", "nobody", "9" * 5000),
+    "anon_gid": ("1.0", "²"),
 }
 
 
@@ -163,6 +180,7 @@ def test_the_opposites_are_those_of_mount_and_no_() -> None:
         ("allow_mmap", "no_allow_mmap"),
         ("preserve_noatime", "no_preserve_noatime"),
         ("killpriv_v2", "no_killpriv_v2"),
+        ("allow_idmap", "no_allow_idmap"),
         ("readonly", "rw"),
         ("security_label", "no_security_label"),
     }

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for package in ("passthrough", "sandbox") for path in (ROOT / package).rglob("*.py"))
-EVERYTHING = sorted([*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")])
+EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
+EVERYTHING = sorted([*SOURCES, *EXAMPLES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")])
 _MOST_LINES = 620
 _MOST_LINES_OF_A_FUNCTION = 90
 
@@ -18,6 +19,7 @@ _CHECKS = {
     "format": ("ruff", "format", "--check", "--no-cache", "."),
     "mypy": ("mypy", "--cache-dir", "{cache}"),
     "mypy-tests": ("mypy", "--cache-dir", "{cache}", "tests"),
+    "mypy-examples": ("mypy", "--cache-dir", "{cache}", "examples"),
 }
 
 

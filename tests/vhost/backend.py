@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..mounted.harness import ROOT, command, ended, unexpected, wait_until
 from .frontend import FrontEnd, Memory
@@ -76,9 +77,13 @@ class BackEnd:
         return self.process.wait(30)
 
 
+def _as(user: int | None) -> dict[str, Any]:
+    return {} if user is None else {"user": user, "group": user, "extra_groups": []}
+
+
 @contextlib.contextmanager
-def backend(*options: str, shared: Path | None = None) -> Iterator[BackEnd]:
-    """A daemon for the length of the block, with no traceback in its log."""
+def backend(*options: str, shared: Path | None = None, user: int | None = None) -> Iterator[BackEnd]:
+    """A daemon for the length of the block, with no traceback in its log; user: of that ordinary user."""
     with tempfile.TemporaryDirectory(prefix="passthrough-vhost-") as directory:
         base = Path(directory)
         share = shared or base / "shared"
@@ -86,9 +91,12 @@ def backend(*options: str, shared: Path | None = None) -> Iterator[BackEnd]:
             share.mkdir()
         socket = base / "socket"
         words = command("serve", f"--socket-path={socket}", f"--shared-dir={share}", *options)
+        if user is not None:
+            for path in (base, share):
+                os.chown(path, user, user)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
         with open(base / "log", "w", encoding="utf-8") as log:
-            process = subprocess.Popen(words, stderr=log, env=environment, text=True)
+            process = subprocess.Popen(words, stderr=log, env=environment, text=True, **_as(user))
         made = BackEnd(base, share, socket, process)
         try:
             wait_until(

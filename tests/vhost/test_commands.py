@@ -15,6 +15,7 @@ from passthrough.cli import serve, virtiofsd
 from passthrough.cli.serve_options import ServeOptions
 from passthrough.errors import UserError
 from passthrough.fs.tree import Cache, ReaddirPlus, Tree
+from passthrough.process_options import Level
 from passthrough.protocol import constants as c
 
 from ..mounted.harness import ROOT, ended, refusal, run
@@ -69,7 +70,7 @@ def test_options_become_those_of_serve(tmp_path: Path) -> None:
         xattr=True,
         flock=True,
         timeout=1_500_000_000,
-        log_level="error",
+        log_level=Level.ERROR,
         debug=True,
     )
     again = virtiofsd.options_of([*words.split(), "-ono_xattr,no_flock", "--no-readdirplus"])
@@ -90,7 +91,7 @@ def test_every_option_is_accepted_or_refused_with_its_reason(row: virtiofsd.Row)
     values |= {"RULES": "selinux", "ACTION": "kill", "CAPS": "+sys_admin", "MAP": ":0:0:1:"}
     values["MODE"] = {"sandbox": "chroot", "inode_file_handles": "fallback"}.get(row.field, "always")
     if row.many:
-        values["MAP"] = ":0:1000:1:"
+        values["MAP"] = ":0:1000:1:" if row.word.endswith("-map") else "map:0:1000:1"
     given = row.word + (f"={values.get(row.metavar, 'x')}" if row.metavar else "")
     words = [*base, *given.split(" ", 1)]
     if row.refused:

@@ -17,6 +17,7 @@ _NO_CHANGE = c.FATTR_FH | c.FATTR_LOCKOWNER | c.FATTR_CTIME
 _TIMES = c.FATTR_ATIME | c.FATTR_MTIME
 _STATX_FLAGS = 0x6000  # AT_STATX_FORCE_SYNC, AT_STATX_DONT_SYNC: what a caller may choose
 _MODE_BITS = 0o7777
+_NOT_ALLOWED = (errno.EPERM, errno.EINVAL)  # the latter for an id that an ordinary user's sandbox does not know
 _KEEP = -1  # chown(2): leave this id
 
 
@@ -47,8 +48,7 @@ class Attributes(TreeBase):
         if valid & _OWNER or not valid & ~_NO_CHANGE:
             self._chown(inode, attrs)
         if valid & c.FATTR_MODE:
-            fd = inode.fd
-            os.chmod(str(fd), attrs.mode & _MODE_BITS, dir_fd=self.proc)
+            self._chmod(inode, attrs.mode & _MODE_BITS)
         if valid & c.FATTR_SIZE:
             self._truncate(inode, handle, attrs.size, valid & c.FATTR_KILL_SUIDGID)
         if valid & _TIMES:
@@ -61,7 +61,15 @@ class Attributes(TreeBase):
         if c.FUSE_INVALID_UIDGID in (uid, gid):
             raise failure(errno.EINVAL)
         fd = inode.fd
-        os.chown(str(fd), uid, gid, dir_fd=self.proc)
+        try:
+            os.chown(str(fd), uid, gid, dir_fd=self.proc)
+        except OSError as error:
+            if not self.config.lenient_owners or error.errno not in _NOT_ALLOWED:
+                raise
+
+    def _chmod(self, inode: Inode, mode: int) -> None:
+        fd = inode.fd
+        os.chmod(str(fd), mode, dir_fd=self.proc)
 
     def _truncate(self, inode: Inode, handle: Handle | None, size: int, kill: int) -> None:
         if size >= 1 << 63:

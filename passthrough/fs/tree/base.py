@@ -146,6 +146,7 @@ class TreeBase(FileSystem):
             (config.posix_lock, c.FUSE_POSIX_LOCKS),
             (config.posix_acl, c.FUSE_POSIX_ACL | c.FUSE_SETXATTR_EXT),
             (config.cache in (Cache.METADATA, Cache.ALWAYS), c.FUSE_CACHE_SYMLINKS),
+            (config.idmap and config.default_permissions, c.FUSE_ALLOW_IDMAP),  # INIT fails with it, were it otherwise
             (config.cache is not Cache.ALWAYS, c.FUSE_AUTO_INVAL_DATA),
         ):
             flags |= flag if wanted else 0
@@ -246,7 +247,7 @@ class TreeBase(FileSystem):
         try:
             return os.open(str(fd), flags | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.proc)
         except PermissionError:
-            if inode.connected:
+            if inode.connected or os.geteuid() != 0:  # a thread that acts as somebody has that user's rights alone
                 raise
         return self._open_by_handle(inode, flags)
 

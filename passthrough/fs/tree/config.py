@@ -3,8 +3,12 @@
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from ...protocol import constants as c
 from ..choice import Choice as Choice
 
+ACCESS_LISTS = c.FUSE_POSIX_ACL | c.FUSE_DONT_MASK | c.FUSE_SETXATTR_EXT
+"""What a kernel must have for access lists: their check, a umask that a default list overrides, and SGID that a list
+may cost."""
 NS_PER_S = 1_000_000_000
 DAY_NS = 86_400 * NS_PER_S
 
@@ -61,6 +65,8 @@ class TreeConfig:
     writeout: bool = False  # what is written is on its way to the disk when the write returns (sync_file_range)
     noatime: bool = False  # a caller's O_NOATIME is for the source's file as well
     submounts: bool = False  # other file systems below the root are announced as such (virtio-fs, Linux 5.10)
+    idmap: bool = False  # the mount may be idmapped (FUSE_ALLOW_IDMAP, Linux 6.12)
+    lenient_owners: bool = False  # a change of owner that is not allowed is passed over
     file_handles: FileHandles = FileHandles.NEVER  # what it takes to open them is given to the Tree
     descriptors: int = 0  # how many descriptors clients may pin; 0: what RLIMIT_NOFILE leaves
 

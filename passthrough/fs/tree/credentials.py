@@ -23,13 +23,17 @@ _CANNOT_GO_ON = 4  # exitcodes.BUG
 
 
 _OVERRIDE, _FSETID = 1 << syscalls.CAP_DAC_OVERRIDE, 1 << syscalls.CAP_FSETID
+_CHECKED = 1 << syscalls.CAP_FOWNER | 1 << syscalls.CAP_LINUX_IMMUTABLE
+"""What the kernel that asks has checked itself before it sets a file's flags (fs/file_attr.c)."""
 
 
-class _PerThread(threading.local):
+class PerThread(threading.local):
     """A thread's umask, whether it has one of its own, and the capability sets that it switches between.
 
     Reading the sets costs as much as setting them, so each thread reads its own once, as itself.
     """
+
+    held = False  # whether this thread is somebody else for a whole request (fs/owners/squash.py)
 
     def __init__(self) -> None:
         self.umask: int | None = None
@@ -37,9 +41,10 @@ class _PerThread(threading.local):
         self.itself = syscalls.capabilities()
         self.without_fsetid = syscalls.with_effective(self.itself, ~_FSETID)
         self.override_alone = syscalls.with_effective(self.itself, _OVERRIDE)  # if it was kept at all
+        self.checked = syscalls.with_effective(self.itself, _CHECKED)
 
 
-class _Nobody:
+class Nobody:
     """Stay who we are."""
 
     def __enter__(self) -> None:
@@ -49,12 +54,12 @@ class _Nobody:
         return None
 
 
-class _Caller:
+class Caller:
     """Be the caller for a few system calls."""
 
     __slots__ = ("_ctx", "_thread")
 
-    def __init__(self, ctx: Context, thread: _PerThread | None) -> None:
+    def __init__(self, ctx: Context, thread: PerThread | None) -> None:
         """thread, where CAP_DAC_OVERRIDE is kept."""
         self._ctx = ctx
         self._thread = thread
@@ -63,6 +68,7 @@ class _Caller:
         ctx = self._ctx
         if ctx.uid == FUSE_INVALID_UIDGID or ctx.gid == FUSE_INVALID_UIDGID:
             raise failure(errno.EOVERFLOW)  # -1 would mean: stay root
+        kept = None if self._thread is None else self._thread.override_alone  # read as itself, if for the first time
         try:
             if ctx.groups:
                 syscalls.thread_setgroups(ctx.groups)
@@ -70,8 +76,8 @@ class _Caller:
                 syscalls.thread_setresgid(ctx.gid)
             if ctx.uid:
                 syscalls.thread_setresuid(ctx.uid)
-                if self._thread is not None:
-                    syscalls.thread_capset(self._thread.override_alone)
+                if kept is not None:
+                    syscalls.thread_capset(kept)
         except OSError:
             self.__exit__(None, None, None)
             raise
@@ -91,12 +97,12 @@ class _Caller:
             os._exit(_CANNOT_GO_ON)
 
 
-class _WithoutFsetid:
+class WithoutFsetid:
     """Let a write clear SUID and SGID."""
 
     __slots__ = ("_thread",)
 
-    def __init__(self, thread: _PerThread) -> None:
+    def __init__(self, thread: PerThread) -> None:
         self._thread = thread
 
     def __enter__(self) -> None:
@@ -104,6 +110,15 @@ class _WithoutFsetid:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         syscalls.thread_capset(self._thread.itself)
+
+
+class Checked(WithoutFsetid):
+    """Have no rights but those that the kernel has checked."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        syscalls.thread_capset(self._thread.checked)
 
 
 class Credentials:
@@ -114,21 +129,25 @@ class Credentials:
         self._trusting = trusting
         self.privileged = os.geteuid() == 0 and syscalls.has_thread_credentials()
         self._has_fsetid = bool(syscalls.effective_capabilities() >> syscalls.CAP_FSETID & 1)
-        self._thread = _PerThread()
-        self._nobody = _Nobody()
-        self._without_fsetid = _WithoutFsetid(self._thread)
+        self._thread = PerThread()
+        self._nobody = Nobody()
+        self._without_fsetid = WithoutFsetid(self._thread)
+        self._checked = Checked(self._thread)
         self.masks = False  # whether the umask is ours to apply (FUSE_DONT_MASK)
 
-    def caller(self, ctx: Context, *, strict: bool = False) -> _Caller | _Nobody:
+    def caller(self, ctx: Context, *, strict: bool = False) -> Caller | Checked | Nobody:
         """A context in which new files belong to ctx. EOVERFLOW where its ids cannot be expressed here.
 
-        strict leaves the caller no capability, where the decision is to be the source kernel's.
+        strict leaves the caller no capability, where the decision is to be the source kernel's. A kernel that can map
+        ids (FUSE_ALLOW_IDMAP) tells the caller's only where something is created: then, those that it checks itself.
         """
         if not self.privileged or (ctx.uid == 0 and ctx.gid == 0 and not ctx.groups):
             return self._nobody
-        return _Caller(ctx, self._thread if self._trusting and not strict else None)
+        if strict and ctx.uid == FUSE_INVALID_UIDGID:
+            return self._checked
+        return Caller(ctx, self._thread if self._trusting and not strict else None)
 
-    def killing_privileges(self, kill: int | bool) -> _WithoutFsetid | _Nobody:
+    def killing_privileges(self, kill: int | bool) -> WithoutFsetid | Nobody:
         """A context in which writing clears SUID and SGID, where `kill` asks for it."""
         return self._without_fsetid if kill and self._has_fsetid else self._nobody
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .base import TreeBase
 
 _BATCH = 256
+_JOIN_S = 5.0
 
 
 class Janitor:
@@ -56,7 +57,10 @@ class Janitor:
         """End the thread after what it is doing now."""
         with self._lock:
             self._stopped = True
+            thread = self._thread
         self._wanted.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_JOIN_S)
 
     def _run(self) -> None:
         while self._wanted.wait():

@@ -10,6 +10,8 @@ from .base import TreeBase
 from .inodes import Inode
 
 _ACLS = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
+SEES_TRUSTED = (0, c.FUSE_INVALID_UIDGID)
+"""Who is shown trusted.*: root, and whoever it is where the kernel does not tell (FUSE_ALLOW_IDMAP)."""
 _SYSTEM, _TRUSTED = b"system.", b"trusted."
 
 
@@ -36,7 +38,8 @@ class Xattrs(TreeBase):
         """The names, without those that are hidden; trusted.* are root's to see (xattr(7))."""
         inode = self._asked(nodeid, b"")
         names = [os.fsencode(name) for name in os.listxattr(self.proc_path(inode))]
-        return [name for name in names if not self._refused(name) and not (ctx.uid != 0 and name.startswith(_TRUSTED))]
+        hidden = ctx.uid not in SEES_TRUSTED
+        return [name for name in names if not self._refused(name) and not (hidden and name.startswith(_TRUSTED))]
 
     def removexattr(self, ctx: Context, nodeid: int, name: bytes) -> None:
         """Remove."""

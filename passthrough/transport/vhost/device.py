@@ -40,8 +40,14 @@ PROTOCOL_FEATURES = (
     | m.PROTOCOL_F_STATUS
 )
 TAG_SIZE = 36
+"""The most bytes that a tag has (struct virtio_fs_config)."""
 _config_space = Struct("<36sI")  # struct virtio_fs_config without the notification buffers
 _ANSWER_S = 5.0
+
+
+def is_tag(text: str) -> bool:
+    """Whether a guest can be told this tag."""
+    return 1 <= len(text.encode(errors="surrogateescape")) <= TAG_SIZE and text.isprintable()
 
 
 def config_space(tag: str, request_queues: int) -> bytes:
@@ -345,6 +351,10 @@ class Device:
         for setup in self._setups.values():
             self._pause(setup)
             setup.kicked, setup.kick = False, None
+
+    def nudge(self) -> dict[int, int | None]:
+        """Each queue's Queue.nudge(). From any thread."""
+        return {index: setup.queue.nudge() for index, setup in list(self._setups.items())}
 
     # The end
 

@@ -57,18 +57,17 @@ def _clear(path: str) -> None:
 
 def _bound(path: str, gid: int) -> socket.socket:
     found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    mask = os.umask(0o177 if gid < 0 else 0o117)
     try:
+        os.fchmod(found.fileno(), 0o600)  # bind(2) makes it no wider; the umask is the whole process's
         found.bind(path)
         if gid >= 0:
             os.chown(path, -1, gid)
+            os.chmod(path, 0o660)
         found.listen(8)
     except OSError as error:
         found.close()
         why = error.strerror or str(error)
         raise UserError(f"{path}: cannot listen: {why}", exitcodes.SOCKET) from error
-    finally:
-        os.umask(mask)
     return found
 
 

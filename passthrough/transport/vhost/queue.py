@@ -153,6 +153,17 @@ class Queue:
             self._left_at = vring.last
         return self._left_at
 
+    def nudge(self) -> int | None:
+        """Let the thread look at its ring, kicked or not; the index that it is at where something waits, else None.
+
+        From any thread. What the guest put in without a kick is nobody's fault, until the thread has looked.
+        """
+        with self._lock:
+            if self._vring is None or self.broken:
+                return None
+            os.eventfd_write(self._wake, 1)
+            return self._vring.last if self._vring.waiting() else None
+
     def close(self) -> None:
         """For good, after stop(). Lets go of whatever refers back to this queue, or to guest memory."""
         self.serve = self.call = self.err = self._kick = None

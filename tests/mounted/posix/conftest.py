@@ -49,7 +49,8 @@ def tree(running: Running, request: pytest.FixtureRequest) -> Iterator[Tree]:
     """A directory that nothing else uses. Afterwards mount and source must agree, where the test has passed."""
     mode, shared = running
     name = f"t{next(_numbers)}"
-    made = Tree(mode, shared, shared.point / name, shared.source / name, shared.source / f"{name}.plain")
+    plain = (shared.plain or shared.source) / f"{name}.plain"
+    made = Tree(mode, shared, shared.point / name, shared.source / name, plain)
     for path in (made.source, made.plain):
         path.mkdir()
         path.chmod(0o755)

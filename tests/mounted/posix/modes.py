@@ -6,8 +6,10 @@ a row cannot do stands in `lacks`, with the reason that the skip shows. A furthe
 
 import errno
 import os
+import pwd
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,19 +17,23 @@ from typing import NamedTuple, TypeVar
 
 import pytest
 
-from ..harness import URING_SWITCH, Harness, wait_until
+from ..harness import ROOT, TIMEOUT_S, URING_SWITCH, Harness, for_other_users, is_mounted, wait_until
 from . import sources
 
 T = TypeVar("T")
 
 
 class Shared(NamedTuple):
-    """A source and where it is shown; daemon is None where none of ours serves, keeper the process outside of it."""
+    """A source and where it is shown; daemon is None where none of ours serves, keeper the process outside of it.
+
+    plain is where directories to compare with are made, unless in the source.
+    """
 
     source: Path
     point: Path
     daemon: int | None
     keeper: int | None = None
+    plain: Path | None = None
 
 
 Enter = Callable[[Harness, "Mode", sources.Place], Shared]
@@ -68,6 +74,54 @@ def _see_that_nothing_was_logged(daemon: int | None) -> None:
     log = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout
     lines = [line for line in log.splitlines() if "type=1326" in line and f" pid={daemon} " in line]
     assert lines == [], f"{len(lines)} system calls are not on the list"
+
+
+def with_virtual_owners(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
+    """By an ordinary user's daemons: what is behind the one is seen through another, which believes nothing for long.
+
+    A file system that believes for no time is as good as the source, but for what the row lacks.
+    """
+    with for_other_users():
+        return _seen_twice(harness, mode, place, pwd.getpwnam("nobody").pw_uid)
+
+
+def with_virtual_owners_by_root(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
+    """The same by root's daemons, so with kernel passthrough."""
+    return _seen_twice(harness, mode, place, None)
+
+
+def _seen_twice(harness: Harness, mode: "Mode", place: sources.Place, user: int | None) -> Shared:
+    words = ("allow_other", *mode.options)
+    mount = harness.mount("-o", ",".join(words), source=place.share, user=user)
+    behind = harness.mount("-o", ",".join((*words, "cache=never")), source=place.share, user=user)
+    return Shared(behind.point, mount.point, mount.server, mount.pid, harness.directory("plain"))
+
+
+_PROGRAM = """
+import sys
+from passthrough import Tree, mount
+mount(Tree(sys.argv[1]), sys.argv[2], allow_other=True).run()
+"""
+
+
+def by_program(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
+    """By a program that mounts for itself (passthrough.mount)."""
+    point = place.point or harness.directory("mount")
+    process = subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, place.share, point],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def end() -> None:
+        process.terminate()
+        assert process.communicate(timeout=TIMEOUT_S)[1] == ""
+        assert process.returncode == 0
+
+    harness.cleanups.append(end)
+    wait_until(lambda: process.poll() is not None or is_mounted(point), "the program has mounted")
+    return Shared(place.source, point, process.pid)
 
 
 def native(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
@@ -117,6 +171,15 @@ _COLLECTED = _LOCALLY | {
 _MAP = "xattrmap=:ok:all:system.posix_acl_:system.posix_acl_: :prefix:all::user.guest.: :bad:all:::"
 _RENAMES = "the map gives attributes other names, of the namespace user, which symlinks cannot have"
 _DEFAULT = _LOCALLY | _PASSING
+_PROGRAMS = {"collapse": _FALLOCATE, "shared flock": _LOCAL, "shared posix_lock": _LOCAL}
+
+_VIRTUAL = {
+    "trusted": "an ordinary user's daemon has no trusted.*",
+    "file capabilities": "an ordinary user's daemon may not set security.capability",
+    "whiteout": "a whiteout would be a real device in the source: EINVAL",
+}
+_UNTOLD = "allow_idmap: the kernel tells who asks only where something is created"
+_UNNAMED = {"who lists": _UNTOLD, "who allocates": _UNTOLD}
 
 _GUEST = "PASSTHROUGH_GUEST"
 """Set in a virtual machine to SOURCE:POINT: the list runs over that pair, whoever serves it, and nothing is mounted."""
@@ -173,6 +236,16 @@ _ROWS = (
         _ANY | _WITHOUT,
         enter=tight,
     ),
+    Mode("mapped-xattr", ("security_model=mapped-xattr",), _LOCALLY | _VIRTUAL, enter=with_virtual_owners),
+    Mode(
+        "mapped-xattr by root",
+        ("security_model=mapped-xattr",),
+        _DEFAULT | {"whiteout": _VIRTUAL["whiteout"]},
+        enter=with_virtual_owners_by_root,
+        core=True,
+    ),
+    Mode("allow_idmap", ("allow_idmap",), _DEFAULT | _UNNAMED, core=True),
+    Mode("a program's own", (), _PASSING | _PROGRAMS, enter=by_program, core=True),
     Mode("xattrmap", (_MAP,), _LOCALLY | {"names": _RENAMES}),
     Mode("xattrmap,writeback", (_MAP, "writeback", "writeout=immediate"), _COLLECTED | {"names": _RENAMES}),
     Mode("no_xattr", ("no_xattr",), _DEFAULT | {"xattr": _NO_XATTR}),

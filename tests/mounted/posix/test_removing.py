@@ -182,6 +182,7 @@ def test_rename_as_an_exchange(tree: Tree) -> None:
 
 
 @pytest.mark.core
+@pytest.mark.needs("whiteout")
 def test_rename_that_leaves_a_whiteout(tree: Tree) -> None:
     def act(d: Path) -> object:
         (d / "file").write_bytes(b"content")

@@ -76,7 +76,7 @@ def test_setting_getting_listing_removing(tree: Tree, name: str) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.needs("xattr", "trusted")
+@pytest.mark.needs("xattr", "trusted", "who lists")
 @pytest.mark.parametrize("name", ["file", "directory"])
 def test_trusted_attributes_are_not_for_everyone(tree: Tree, name: str) -> None:
     for d in (tree.mount, tree.plain):
@@ -191,7 +191,7 @@ def test_attributes_of_open_and_unlinked_files(tree: Tree) -> None:
         assert os.listxattr(fd) == []
 
 
-@pytest.mark.needs("xattr")
+@pytest.mark.needs("xattr", "file capabilities")
 def test_writing_takes_capabilities(tree: Tree) -> None:
     capability = bytes.fromhex("0000000200040000000000000000000000000000")
 

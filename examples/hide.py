@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""Show SRC on MNT, but for what has a certain name: python3 examples/hide.py SRC MNT '*.key' .git
+
+What is hidden cannot be found, listed, opened, removed, moved or replaced through the mount, and nothing can be made
+that would be hidden (EPERM). A file is hidden by its name: another hard link of it, with a name that is not hidden,
+shows it. A directory that seems empty but hides something cannot be removed (ENOTEMPTY). A name that becomes hidden
+because SRC is changed from outside may be seen until the kernel looks it up again, a second later (cache=auto).
+"""
+
+import sys
+from collections.abc import Sequence
+from errno import ENOENT, EPERM
+from fnmatch import fnmatchcase
+from os import fsencode
+
+from passthrough import Context, Dirent, Entry, Opened, Tree, failure, mount
+
+
+class Hiding(Tree):
+    """The shared directory without the names that one of the patterns fits."""
+
+    def __init__(self, source: str, patterns: Sequence[str]) -> None:
+        self.patterns = [fsencode(pattern) for pattern in patterns]
+        super().__init__(source)
+
+    def hides(self, name: bytes) -> bool:
+        """Whether a name is hidden, whoever asks: the kernel keeps for all users what it was told."""
+        return any(fnmatchcase(name, pattern) for pattern in self.patterns)
+
+    def check(self, name: bytes, *, error: int) -> None:
+        """Refuse a hidden name."""
+        if self.hides(name):
+            raise failure(error)
+
+    def lookup(self, ctx: Context, nodeid: int, name: bytes) -> Entry:
+        """Every path is walked through here, name by name; b".." is asked for file handles alone (NFS)."""
+        if name == b"..":
+            raise failure(ENOENT)  # it may lead to what is hidden
+        self.check(name, error=ENOENT)
+        return super().lookup(ctx, nodeid, name)
+
+    def readdir(self, ctx: Context, nodeid: int, fh: int, offset: int, size: int) -> list[Dirent]:
+        """readdirplus lists these as well. None at all would mean the end: go on where a whole piece is hidden."""
+        while entries := super().readdir(ctx, nodeid, fh, offset, size):
+            if shown := [entry for entry in entries if not self.hides(entry.name)]:
+                return shown
+            offset = entries[-1].off
+        return []
+
+    # What is hidden is not there, and nothing is made that would be hidden.
+
+    def unlink(self, ctx: Context, nodeid: int, name: bytes) -> None:
+        self.check(name, error=ENOENT)
+        super().unlink(ctx, nodeid, name)
+
+    def rmdir(self, ctx: Context, nodeid: int, name: bytes) -> None:
+        self.check(name, error=ENOENT)
+        super().rmdir(ctx, nodeid, name)
+
+    def rename2(self, ctx: Context, nodeid: int, name: bytes, newname: bytes, newdir: int, flags: int) -> None:
+        self.check(name, error=ENOENT)
+        self.check(newname, error=EPERM)
+        super().rename2(ctx, nodeid, name, newname, newdir, flags)
+
+    def link(self, ctx: Context, nodeid: int, newname: bytes, oldnodeid: int) -> Entry:
+        self.check(newname, error=EPERM)
+        return super().link(ctx, nodeid, newname, oldnodeid)
+
+    def symlink(self, ctx: Context, nodeid: int, name: bytes, link: bytes) -> Entry:
+        self.check(name, error=EPERM)
+        return super().symlink(ctx, nodeid, name, link)
+
+    def mkdir(self, ctx: Context, nodeid: int, name: bytes, mode: int, umask: int) -> Entry:
+        self.check(name, error=EPERM)
+        return super().mkdir(ctx, nodeid, name, mode, umask)
+
+    def mknod(self, ctx: Context, nodeid: int, name: bytes, mode: int, rdev: int, umask: int) -> Entry:
+        self.check(name, error=EPERM)
+        return super().mknod(ctx, nodeid, name, mode, rdev, umask)
+
+    def create(
+        self, ctx: Context, nodeid: int, name: bytes, flags: int, mode: int, umask: int, open_flags: int
+    ) -> tuple[Entry, Opened]:
+        self.check(name, error=EPERM)
+        return super().create(ctx, nodeid, name, flags, mode, umask, open_flags)
+
+
+if __name__ == "__main__":
+    mount(Hiding(sys.argv[1], sys.argv[3:]), sys.argv[2]).run()

@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Show a JSON document as a read-only tree: python3 examples/json_tree.py FILE.json MNT
+
+Objects and arrays are directories, their members are named by key or by number. Everything else is a file with the
+value on one line. A key that no file can be named by (empty, `.`, `..`, with a slash) is left out.
+"""
+
+import json
+import os
+import stat
+import sys
+from errno import EBADF, ENOENT, ENOTDIR
+from typing import Any, NamedTuple
+
+from passthrough import Attr, Context, Dirent, Entry, FileSystem, StatFs, failure, mount
+
+FOREVER_NS = 86_400 * 10**9  # nothing here ever changes, so the kernel may remember it
+
+
+class Node(NamedTuple):
+    """One value of the document: a file's content, or a directory's names and nodes."""
+
+    content: bytes
+    names: dict[bytes, int] | None
+
+
+class JsonTree(FileSystem):
+    """A file system from scratch. open, opendir and the rest are not there: the kernel does without (ENOSYS)."""
+
+    def __init__(self, value: Any) -> None:
+        self.nodes: dict[int, Node] = {}
+        self.add(value)
+
+    def add(self, value: Any) -> int:
+        """Make a node of a value and of what is in it; the first is the root, which is number 1."""
+        nodeid = len(self.nodes) + 1
+        if not isinstance(value, dict | list):
+            text = value if isinstance(value, str) else json.dumps(value)
+            self.nodes[nodeid] = Node(text.encode(errors="surrogatepass") + b"\n", None)
+            return nodeid
+        self.nodes[nodeid] = Node(b"", names := {})
+        for key, member in value.items() if isinstance(value, dict) else enumerate(value):
+            name = str(key).encode(errors="surrogatepass")
+            if name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name and len(name) < 256:
+                names[name] = self.add(member)
+        return nodeid
+
+    def node(self, nodeid: int) -> Node:
+        """EBADF for what was never handed out: a guest may ask for anything."""
+        if nodeid not in self.nodes:
+            raise failure(EBADF)
+        return self.nodes[nodeid]
+
+    def names(self, nodeid: int) -> dict[bytes, int]:
+        """What is in a directory."""
+        names = self.node(nodeid).names
+        if names is None:
+            raise failure(ENOTDIR)
+        return names
+
+    def attr(self, nodeid: int) -> Attr:
+        """What stat(2) shows: fields that say nothing are 0."""
+        node = self.node(nodeid)
+        mode = stat.S_IFREG | 0o444 if node.names is None else stat.S_IFDIR | 0o555
+        size = len(node.content)
+        return Attr(nodeid, size, (size + 511) // 512, *(0,) * 6, mode, 1, os.getuid(), os.getgid(), 0)
+
+    def lookup(self, ctx: Context, nodeid: int, name: bytes) -> Entry:
+        found = self.names(nodeid).get(name)
+        if found is None:
+            raise failure(ENOENT)
+        return Entry(found, self.attr(found), FOREVER_NS, FOREVER_NS)
+
+    def forget(self, nodeid: int, nlookup: int) -> None:
+        """Nothing is counted: nodes stay as long as the tree."""
+
+    def getattr(self, ctx: Context, nodeid: int, fh: int | None) -> tuple[Attr, int]:
+        return self.attr(nodeid), FOREVER_NS
+
+    def statfs(self, ctx: Context, nodeid: int) -> StatFs:
+        return StatFs(0, 0, 0, len(self.nodes), 0, bsize=4096, namelen=255, frsize=4096)
+
+    def readdir(self, ctx: Context, nodeid: int, fh: int, offset: int, size: int) -> list[Dirent]:
+        """An entry's offset is the number of the one after it: that is where the kernel goes on."""
+        listed = [(b".", nodeid), (b"..", nodeid), *self.names(nodeid).items()]
+        kinds = [self.attr(number).mode >> 12 for _, number in listed]
+        entries = [Dirent(*found, off, kind) for off, (found, kind) in enumerate(zip(listed, kinds, strict=True), 1)]
+        return entries[offset:]
+
+    def read(self, ctx: Context, nodeid: int, fh: int, offset: int, size: int, flags: int) -> bytes:
+        return self.node(nodeid).content[offset : offset + size]
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], encoding="utf-8") as document:
+        tree = JsonTree(json.load(document))
+    mount(tree, sys.argv[2], ro=True, fsname=sys.argv[1]).run()
