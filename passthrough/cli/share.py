@@ -57,7 +57,7 @@ def file_system(
     """
     config = replace(options.tree(), descriptors=descriptors)
     kind = MappedTree if options.mapped else Tree
-    tree = kind(fd, config, covered, inside.proc if inside.root >= 0 else None)
+    tree = kind(fd, config, covered, inside.proc if inside.root >= 0 else None, opener)
     return before(owned(tree, options), options, readonly=readonly)
 
 
