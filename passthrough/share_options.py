@@ -9,7 +9,7 @@ from enum import Enum
 
 from . import exitcodes
 from .errors import UserError
-from .fs.tree.config import Cache, ReaddirPlus, TreeConfig
+from .fs.tree.config import Cache, FileHandles, ReaddirPlus, TreeConfig
 from .fs.xattrmap import XattrMap, parse_map
 from .option_rows import Option, one_of, seconds
 from .owner_options import OWNER_OPTIONS, OwnerOptions, SecurityModel, Squash, check_owners
@@ -47,6 +47,7 @@ class ShareOptions(OwnerOptions):
     xattrmap: XattrMap | None = None
     security_label: bool = False
     writeout: Writeout = Writeout.LATER
+    inode_file_handles: FileHandles | None = None
 
     def tree(self) -> TreeConfig:
         """The part that the shared directory is told."""
@@ -67,6 +68,7 @@ class ShareOptions(OwnerOptions):
             noatime=self.preserve_noatime,
             killpriv=self.killpriv_v2,
             writeout=self.writeout is Writeout.IMMEDIATE,
+            file_handles=self.inode_file_handles or FileHandles.PREFER,
             idmap=self.allow_idmap and self.squash is Squash.NONE,  # who asks must be known
             lenient_owners=self.security_model is SecurityModel.NONE,
         )
@@ -102,6 +104,11 @@ def cache_mode(text: str) -> Cache:
         return Cache("never" if text == "none" else text)
     except ValueError:
         raise ValueError("one of " + ", ".join(member.value for member in Cache)) from None
+
+
+def file_handles(text: str) -> FileHandles:
+    """Whether inodes are kept as file handles; the Rust virtiofsd once said fallback for prefer."""
+    return one_of(FileHandles)("prefer" if text == "fallback" else text)  # type: ignore[no-any-return]
 
 
 SHARE_OPTIONS: tuple[Option, ...] = (
@@ -186,6 +193,14 @@ SHARE_OPTIONS: tuple[Option, ...] = (
         parse=one_of(Writeout),
         metavar="WHEN",
     ),
+    Option(
+        "inode_file_handles",
+        "inode_file_handles",
+        "When descriptors are scarce: never (each remembered file keeps one), prefer (file handles instead, where they "
+        "can be had; the default) or mandatory (no file system without them is served).",
+        parse=file_handles,
+        metavar="MODE",
+    ),
     *OWNER_OPTIONS,
 )
 """For every command that shares a directory."""
@@ -205,6 +220,14 @@ def check_share(options: ShareOptions) -> None:
         raise UserError(
             "posix_acl and this xattrmap exclude each other: it renames access lists, or refuses them; "
             "put before its other rules :ok:all:system.posix_acl_:system.posix_acl_:",
+            exitcodes.USAGE,
+        )
+    handles = options.inode_file_handles or FileHandles.PREFER
+    removed = (options.modcaps or "").lower().replace("-cap_", "-").split(":")
+    if handles is not FileHandles.NEVER and "-dac_read_search" in removed:
+        raise UserError(
+            f"modcaps=-dac_read_search and inode_file_handles={handles.value} exclude each other: file handles are "
+            "opened with it; inode_file_handles=never",
             exitcodes.USAGE,
         )
     check_owners(options)

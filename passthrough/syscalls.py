@@ -11,6 +11,7 @@ import functools
 import os
 import platform
 import struct
+import sys
 import threading
 from ctypes import c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
 from struct import Struct
@@ -30,7 +31,7 @@ RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 SYNC_FILE_RANGE_WRITE = 2
 F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW = 36, 37, 38
 MEMBARRIER_CMD_PRIVATE_EXPEDITED, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED = 8, 16
-CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_LINUX_IMMUTABLE, CAP_SYS_ADMIN = 1, 3, 4, 9, 21
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_FSETID, CAP_LINUX_IMMUTABLE, CAP_SYS_ADMIN = 1, 2, 3, 4, 9, 21
 
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 
@@ -40,6 +41,7 @@ _CAPABILITY_HEADER = struct.pack("=Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERS
 _WORD = 0xFFFFFFFF
 _capability_words = Struct("=6I")  # effective, permitted, inheritable of capabilities 0 to 31, then 32 to 63
 _STATX_SIZE = 256
+_EMPTY_HANDLE = struct.pack("=Ii", 128, 0) + bytes(128)  # MAX_HANDLE_SZ (linux/exportfs.h)
 _DENTS_SIZE = 1 << 16
 
 # By machine: the raw calls whose glibc wrappers act on all threads.
@@ -77,6 +79,7 @@ _capset = _function("capset", c_void_p, c_void_p)
 _mount = _function("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
 _umount2 = _function("umount2", c_char_p, c_int)
 _name_to_handle_at = _function("name_to_handle_at", c_int, c_char_p, c_void_p, c_void_p, c_int)
+_open_by_handle_at = _function("open_by_handle_at", c_int, c_char_p, c_int)
 _utimensat = _function("utimensat", c_int, c_char_p, c_char_p, c_int)
 _fstatfs = _function("fstatfs", c_int, c_void_p)
 _syscall = _function("syscall", c_long, c_long, c_long, c_long, result=c_long)
@@ -278,6 +281,30 @@ def filesystem_type(fd: int) -> int:
 
 def has_file_handles(fd: int) -> bool:
     """Whether name_to_handle_at(2) works on this descriptor's file system."""
-    handle = ctypes.create_string_buffer(struct.pack("=Ii", 128, 0) + bytes(128))
+    try:
+        name_to_handle_at(fd)
+    except OSError:
+        return False
+    return True
+
+
+def name_to_handle_at(fd: int) -> tuple[int, bytes]:
+    """name_to_handle_at(2) of what fd is open on: the mount's id, and the struct file_handle without what is unused."""
+    handle = ctypes.create_string_buffer(_EMPTY_HANDLE, len(_EMPTY_HANDLE))
     mount_id = c_int()
-    return bool(_name_to_handle_at(fd, b"", handle, ctypes.byref(mount_id), AT_EMPTY_PATH) == 0)
+    if _name_to_handle_at(fd, b"", handle, ctypes.byref(mount_id), AT_EMPTY_PATH) < 0:
+        raise _error()
+    raw = handle.raw
+    return mount_id.value, raw[: 8 + int.from_bytes(raw[:4], sys.byteorder)]
+
+
+def open_by_handle_at(mount_fd: int, handle: bytes, flags: int) -> int:
+    """open_by_handle_at(2), for CAP_DAC_READ_SEARCH in the first user namespace; mount_fd is no O_PATH descriptor.
+
+    handle is a whole struct file_handle, as name_to_handle_at() returned it: the kernel reads as far as its first word
+    says. ESTALE where the file is gone; its number may be another's by now.
+    """
+    fd = _open_by_handle_at(mount_fd, handle, flags | os.O_CLOEXEC)
+    if fd < 0:
+        raise _error()
+    return int(fd)

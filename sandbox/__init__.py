@@ -9,7 +9,7 @@ them, `enter` executes them: limits, namespaces, the root, Landlock, capabilitie
 """
 
 from .capabilities import check_names, parse_changes
-from .confinement import Choice, Confinement, Inside, Mode, plan
+from .confinement import Choice, Confinement, Inside, Mode, opener_plan, plan
 from .landlock import best_effort
 from .namespaces import IdMap, Left, parse_map
 from .plan import ENTERED, Plan, SandboxError, Step, enter, explain, load_libraries
@@ -35,6 +35,7 @@ __all__ = [
     "enter",
     "explain",
     "load_libraries",
+    "opener_plan",
     "parse_changes",
     "parse_map",
     "plan",

@@ -6,7 +6,7 @@ What a daemon that serves files as their users needs, and why:
   FSETID                 keep SUID and SGID; dropped per thread around writes that must clear them
   SETGID, SETUID         create as the user who asked
   MKNOD, SETFCAP         device nodes, and programs' capabilities, as the client's kernel allows
-  DAC_READ_SEARCH        open_by_handle_at(2); only where file handles are in use
+  DAC_READ_SEARCH        open_by_handle_at(2); never the daemon's own, but of the process that opens file handles
   SYS_ADMIN              FUSE_DEV_IOC_BACKING_OPEN; only where kernel passthrough is in use
 """
 

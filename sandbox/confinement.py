@@ -45,8 +45,9 @@ class Confinement:
     files are descriptors of single files that Landlock leaves to be opened anew, by the kernel on our behalf, say.
     keep are the descriptors that stay open besides the standard streams; lifeline is one whose other end the parent
     holds. calls, ioctls and socket families are allowed beyond the filter's own list; with families the network stays.
-    kernel_backing keeps CAP_SYS_ADMIN, file_handles CAP_DAC_READ_SEARCH and its calls. An ordinary user without id
-    maps keeps no capability: in a namespace of that user's they would only add to the user's own rights.
+    kernel_backing keeps CAP_SYS_ADMIN; file_handles allows to take them, not to open them (opener_plan). An ordinary
+    user without id maps keeps no capability: in a namespace of that user's they would only add to the user's own
+    rights.
     """
 
     mode: Mode = Mode.NAMESPACE
@@ -84,8 +85,6 @@ class Confinement:
             kept.clear()
         if self.kernel_backing:
             kept.add("SYS_ADMIN")
-        if self.file_handles:
-            kept.add("DAC_READ_SEARCH")
         return frozenset(kept | self.add_capabilities) - self.drop_capabilities
 
     def filter(self) -> filtering.Filter:
@@ -149,6 +148,25 @@ def plan(wanted: Confinement, prepare: Sequence[Step] = (), left: Left = _STAYS)
     steps += process.lock_plan(wanted.name, wanted.lifeline)
     steps += filtering.plan(wanted.filter())
     return steps, Inside(share)
+
+
+OPENER = frozenset({"DAC_READ_SEARCH", "DAC_OVERRIDE", "FOWNER"})
+"""To open by handle; and what the daemon itself opens files with: read and write as asked, O_NOATIME."""
+
+
+def opener_plan(mode: filtering.Mode, name: str, lifeline: int) -> Plan:
+    """For a child of a process that is about to confine itself, which opens files by their handles on its behalf.
+
+    To be done when the root is there: it has the same, no other descriptor than lifeline, and no Landlock, which knows
+    files by their paths: one that was opened by its handle may have none.
+    """
+    return [
+        Step("close all descriptors but one", lambda: process.close_all_but(lifeline)),
+        process.no_new_privs_step(),
+        *capabilities.plan(OPENER, frozenset()),
+        *process.lock_plan(name, lifeline),
+        *filtering.plan(filtering.Filter(mode, base=filtering.OPENER, rules=filtering.OPENER_RULES)),
+    ]
 
 
 def _kept(wanted: Confinement) -> frozenset[int]:

@@ -72,6 +72,16 @@ def close_others(keep: frozenset[int]) -> None:
                 continue
 
 
+def close_all_but(kept: int) -> None:
+    """The standard streams as well: writing to them fails from now on (EPIPE), and says nothing to a waiting reader."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    for fd in range(3):
+        os.dup2(writer, fd)
+    os.closerange(3, kept)
+    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+
+
 def adopt_orphans() -> None:
     """Become the parent of grandchildren whose parent ends (PR_SET_CHILD_SUBREAPER), as Left.wait may let it."""
     prctl().set_child_subreaper(1)

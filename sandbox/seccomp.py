@@ -7,7 +7,8 @@ An entry that is not plainly about files, memory or threads has its reason besid
 """
 
 import errno
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -72,7 +73,13 @@ socket was open before, and with recvmsg talks to the process outside; close_ran
 libc's and CPython's own."""
 
 IO_URING = ("io_uring_enter", "io_uring_setup")
-FILE_HANDLES = ("name_to_handle_at", "open_by_handle_at")
+FILE_HANDLES = ("name_to_handle_at",)
+"""To recognise a file. Who may open by handle is a process of its own, with the list below instead of ALLOWED."""
+OPENER = """
+    brk clock_gettime close exit exit_group fcntl fstat fstatfs futex getpid gettid lseek madvise mremap munmap
+    name_to_handle_at newfstatat recvmsg restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn sched_yield sendmsg
+    sigaltstack
+    """.split()
 SOCKETS = (
     "accept4 bind connect getpeername getsockname getsockopt listen recvmmsg sendmmsg sendto setsockopt shutdown "
     "socketpair"
@@ -89,6 +96,14 @@ RULES = (
     Rule("unshare", 0, _MASK_32, (CLONE_FS,)),  # a umask for each thread
 )
 
+_CHANGES = os.O_CREAT | os.O_TRUNC
+OPENER_RULES = (
+    *(rule for rule in RULES if rule.name in ("mmap", "mprotect")),
+    Rule("openat", 2, os.O_ACCMODE | _CHANGES, (os.O_RDONLY,)),  # a directory of a mount
+    Rule("open_by_handle_at", 2, _CHANGES, (0,)),
+)
+"""With OPENER."""
+
 ATTACKS = """
     add_key bpf chroot delete_module execve execveat finit_module fsconfig fsmount fsopen fspick init_module
     kexec_file_load kexec_load keyctl mount mount_setattr move_mount open_tree perf_event_open pidfd_getfd pivot_root
@@ -101,12 +116,14 @@ _UNKNOWN = {"fchmodat2": 452}
 
 
 class Filter(NamedTuple):
-    """What is allowed beyond ALLOWED: further calls, ioctl requests, and socket families (which bring SOCKETS)."""
+    """What is allowed beyond `base`: further calls, ioctl requests, and socket families (which bring SOCKETS)."""
 
     mode: Mode
     calls: tuple[str, ...] = ()
     ioctls: tuple[int, ...] = ()
     families: tuple[int, ...] = ()
+    base: Sequence[str] = ALLOWED
+    rules: tuple[Rule, ...] = RULES
 
 
 def plan(wanted: Filter) -> Plan:
@@ -118,7 +135,7 @@ def plan(wanted: Filter) -> Plan:
         Mode.ERRNO: "refuse (ENOSYS), or kill for an attack, all system calls but",
         Mode.KILL: "kill for all system calls but",
     }[wanted.mode]
-    count = len(set(ALLOWED) | set(wanted.calls)) + len(RULES) + (1 if wanted.ioctls else 0)
+    count = len(set(wanted.base) | set(wanted.calls)) + len(wanted.rules) + (1 if wanted.ioctls else 0)
     return [
         Step(
             f"{said} {count} (seccomp)",
@@ -134,10 +151,12 @@ def build(wanted: Filter) -> Any:
     otherwise = {Mode.LOG: s.LOG, Mode.ERRNO: s.ERRNO(errno.ENOSYS), Mode.KILL: s.KILL_PROCESS}[wanted.mode]
     made = s.SyscallFilter(otherwise)
     made.set_attr(s.Attr.CTL_OPTIMIZE, 2)  # a binary tree rather than a list
-    calls = {*ALLOWED, *wanted.calls, *(SOCKETS if wanted.families else ())}
+    calls = {*wanted.base, *wanted.calls, *(SOCKETS if wanted.families else ())}
     for name in sorted(calls):
         _add(s, made, s.ALLOW, name)
-    rules = [*RULES, Rule("ioctl", 1, _MASK_32, (_FIONBIO, _FIOCLEX, _TCGETS, *FS_IOCTLS, *wanted.ioctls))]
+    rules = list(wanted.rules)
+    if wanted.base is ALLOWED:
+        rules.append(Rule("ioctl", 1, _MASK_32, (_FIONBIO, _FIOCLEX, _TCGETS, *FS_IOCTLS, *wanted.ioctls)))
     if wanted.families:
         rules.append(Rule("socket", 0, _MASK_32, wanted.families))
     for rule in rules:

@@ -17,6 +17,7 @@ import sandbox
 from .. import exitcodes
 from ..errors import UserError
 from ..sandbox_options import SandboxMode, SandboxOptions, SeccompMode
+from . import opener
 from .channel import Channel
 
 _log = logging.getLogger(__name__)
@@ -133,7 +134,8 @@ def warn(options: SandboxOptions) -> None:
 
 def explain(options: SandboxOptions, needs: Needs, prepare: str) -> list[str]:
     """The plan, a line for each step; prepare is what the service does before the sandbox closes."""
-    steps, _ = sandbox.plan(confinement(options, needs), [sandbox.Step(prepare, lambda: None)])
+    done = [opener.STEP, prepare] if needs.file_handles else [prepare]
+    steps, _ = sandbox.plan(confinement(options, needs), [sandbox.Step(each, lambda: None) for each in done])
     return [f"{number}. {line}" for number, line in enumerate(sandbox.explain(steps), 1)]
 
 

@@ -24,6 +24,7 @@ from .channel import Channel
 from .door import MountDoor
 from .keeper import Daemon
 from .launch import launch, wanted_log
+from .opener import FileOpener
 from .serving import Service, tame_collector
 from .share import check_source, file_system
 
@@ -67,6 +68,7 @@ class Share:
         self._path = path
         self._mountpoint = mountpoint
         self._options = options
+        self._opener = FileOpener(options)
 
     def needs(self, settings: Settings, keep: frozenset[int]) -> confine.Needs:
         """What the sandbox leaves to the daemon."""
@@ -77,6 +79,7 @@ class Share:
             readonly=self._options.ro,
             receive_mounts=self._mountpoint != self._path and self._within() is None,  # or our own would come in
             kernel_backing=backing,
+            file_handles=self._opener.wanted,
             io_uring=bool(settings.flags),
             keep=keep,
             ioctls=(FUSE_DEV_IOC_BACKING_OPEN, FUSE_DEV_IOC_BACKING_CLOSE) if backing else (),
@@ -99,7 +102,9 @@ class Share:
                 settings, outside, lambda inside, budget: self._file_system(inside, budget, covered), session
             )
             steps = [sandbox.Step("remember what the mount will cover", lambda: covered.extend(self._covered()))]
-            inside, tell = confine.enter(self._options, needs, outside, [*steps, service.step])
+            inside, tell = confine.enter(
+                self._options, needs, outside, [*self._opener.steps(self._fd), *steps, service.step]
+            )
 
             def begun() -> None:
                 tame_collector()
@@ -124,6 +129,7 @@ class Share:
             inside,
             readonly=self._options.ro,
             covered=covered[0] if covered else None,
+            opener=self._opener.client,
             descriptors=budget,
         )
 

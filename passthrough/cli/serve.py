@@ -25,6 +25,7 @@ from .channel import Channel
 from .keeper import keep
 from .launch import wanted_log
 from .manager import from_environment
+from .opener import FileOpener
 from .pulse import Pulse
 from .serve_options import ServeOptions
 from .serving import make_room, tame_collector
@@ -139,6 +140,7 @@ class _Share:
         self._requests = requests
         self._path = path
         self._options = options
+        self._opener = FileOpener(options)
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
         self._signals: Signals
         self._socket: socket.socket
@@ -149,6 +151,7 @@ class _Share:
             path=None if self._is_file else self._path,
             opened=None if self._is_file else self._fd,
             readonly=self._options.readonly,
+            file_handles=not self._is_file and self._opener.wanted,
             files=frozenset({self._fd}) if self._is_file else frozenset(),
             keep=log_descriptors,
             calls=_CALLS,
@@ -158,7 +161,8 @@ class _Share:
         """In the child of the keeper: until a signal ends it. interval: seconds between signs of life, if wanted."""
         options = self._options
         step = sandbox.Step("take over the socket, which is made outside", lambda: self._take_over(outside))
-        inside, tell = confine.enter(options, self.needs(log_descriptors), outside, [step])
+        steps = [] if self._is_file else self._opener.steps(self._fd)
+        inside, tell = confine.enter(options, self.needs(log_descriptors), outside, [*steps, step])
         tell()
         fs = self._file_system(inside)
         wishes = Wishes(
@@ -195,4 +199,4 @@ class _Share:
 
     def _file_system(self, inside: sandbox.Inside) -> FileSystem:
         root = inside.root if inside.root >= 0 and not self._is_file else self._fd
-        return file_system(root, self._options, inside, readonly=self._options.readonly)
+        return file_system(root, self._options, inside, readonly=self._options.readonly, opener=self._opener.client)

@@ -19,7 +19,7 @@ from ..fs.owners.squash import Squashed
 from ..fs.owners.translate import Translated
 from ..fs.readonly import ReadOnly
 from ..fs.renamed import RenamedXattrs
-from ..fs.tree import Covered, Tree
+from ..fs.tree import Covered, Opener, Tree
 from ..fs.tree.config import ACCESS_LISTS as ACCESS_LISTS
 from ..owner_options import OwnerOptions, Squash
 from ..share_options import ShareOptions
@@ -47,15 +47,17 @@ def file_system(
     *,
     readonly: bool = False,
     covered: Covered | None = None,
+    opener: Opener | None = None,
     descriptors: int = 0,
 ) -> FileSystem:
     """What serves the directory, or the single file, that fd (O_PATH, taken over) is open on, in this sandbox.
 
-    descriptors: how many the clients may pin; 0: what the limit leaves.
+    opener: what opens by file handle, if anything may. descriptors: how many the clients may pin; 0: what the limit
+    leaves.
     """
     config = replace(options.tree(), descriptors=descriptors)
     kind = MappedTree if options.mapped else Tree
-    tree = kind(fd, config, covered, inside.proc if inside.root >= 0 else None)
+    tree = kind(fd, config, covered, inside.proc if inside.root >= 0 else None, opener)
     return before(owned(tree, options), options, readonly=readonly)
 
 

@@ -18,7 +18,7 @@ from ..option_rows import seconds
 from ..owner_options import OWNER_OPTIONS
 from ..process_options import Level
 from ..sandbox_options import SANDBOX_OPTIONS, SandboxMode, SeccompMode
-from ..share_options import cache_mode
+from ..share_options import cache_mode, file_handles
 from . import serve, serve_options
 from .serve_options import ServeOptions, number_in, parse_limit, parse_tag
 
@@ -29,7 +29,7 @@ class Row(NamedTuple):
     """An option. word: as it is given, `-o WORD` for those of the list; who takes it: R, C or RC.
 
     field and value (or parse, with a metavar) say what it sets; without a field it has no effect, and with `refused`
-    it is refused, unless its value is one of `allowed`, which then has no effect. One with `many` may be repeated.
+    it is refused. One with `many` may be repeated.
     """
 
     word: str
@@ -39,7 +39,6 @@ class Row(NamedTuple):
     metavar: str = ""
     parse: Callable[[str], Any] | None = None
     refused: str = ""
-    allowed: tuple[str, ...] = ()
     many: bool = False
 
 
@@ -133,13 +132,7 @@ TABLE: tuple[Row, ...] = (
     Row("-o xattrmap", "C", "xattrmap", metavar="RULES", parse=_xattrmap),
     Row("--security-label", "R", "security_label"),
     *_flags("security_label", "RC"),
-    Row(
-        "--inode-file-handles",
-        "R",
-        metavar="MODE",
-        refused="files are held by descriptors in this version",
-        allowed=("never",),
-    ),
+    Row("--inode-file-handles", "R", "inode_file_handles", metavar="MODE", parse=file_handles),
     Row("--migration-mode", "R", metavar="MODE", refused=_NO_MIGRATION),
     Row("--migration-on-error", "R", metavar="ACTION", refused=_NO_MIGRATION),
     Row("--migration-verify-handles", "R", refused=_NO_MIGRATION),
@@ -203,7 +196,7 @@ def _settings(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 def _value(row: Row, text: str | None) -> Any:
     if bool(row.metavar) != (text is not None):
         raise UserError(f"{row.word} takes {'a value' if row.metavar else 'no value'}", exitcodes.USAGE)
-    if row.refused and text not in row.allowed:
+    if row.refused:
         given = row.word if text is None else f"{row.word}={text}"
         raise UserError(f"{given}: {row.refused}", exitcodes.USAGE)
     if row.parse is None:
@@ -221,8 +214,6 @@ def help_text() -> str:
     for row in TABLE:
         given = row.word + (f"={row.metavar}" if row.metavar else "")
         refused = f"refused: {row.refused}" if row.refused else ""
-        if row.allowed:
-            refused += f" ({', '.join(row.allowed)} is accepted)"
         lines.append(f"  {given:36}{refused}".rstrip())
     return "\n".join([*lines, "", "man passthrough-virtiofsd tells more."])
 

@@ -46,6 +46,7 @@ REFUSED = {
     "new code": "mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)",
     "another's priority": "os.setpriority(os.PRIO_PROCESS, 0, 5)",
     "a signal to others": "os.kill(1, 0)",
+    "taking file handles": "checked(libc.name_to_handle_at(0, None, None, None, 0))",
     "file handles": "checked(libc.open_by_handle_at(0, None, 0))",
     "rings": "checked(libc.syscall(425, 1, None))",
     "prctl": "checked(libc.prctl(4, 1, 0, 0, 0))",
@@ -90,10 +91,15 @@ def test_no_attack_is_allowed() -> None:
     assert not allowed & {rule.name for rule in seccomp.RULES}
     assert "socket" not in allowed
     assert "ioctl" not in allowed
+    assert not set(seccomp.OPENER) & (
+        {*seccomp.ATTACKS} | {rule.name for rule in (*seccomp.RULES, *seccomp.OPENER_RULES)}
+    )
 
 
 def test_libseccomp_knows_every_name() -> None:
-    numbers = seccomp.numbers([*seccomp.ALLOWED, *seccomp.ATTACKS, *seccomp.IO_URING, *seccomp.FILE_HANDLES])
+    numbers = seccomp.numbers(
+        [*seccomp.ALLOWED, *seccomp.ATTACKS, *seccomp.IO_URING, *seccomp.FILE_HANDLES, *seccomp.OPENER]
+    )
     assert {name for name, number in numbers.items() if number == -1} <= set(seccomp._UNKNOWN)
 
 
@@ -141,12 +147,12 @@ def test_log_lets_everything_pass(tmp_path: Path) -> None:
 
 
 def test_what_was_asked_for_is_on_the_list(tmp_path: Path) -> None:
-    names = ["file handles", "rings"]
+    names = ["taking file handles", "rings", "file handles"]
     calls = [REFUSED[name] for name in names]
     found = report(
         LINES, str(tmp_path), *calls, mode="none", path=tmp_path, seccomp="errno", file_handles=True, io_uring=True
     )
-    assert found["did"] == ["EFAULT", "EFAULT"]
+    assert found["did"] == ["EFAULT", "EFAULT", "ENOSYS"], "to open by handle is not the daemon's, ever"
 
 
 def test_the_filter_holds_for_threads_that_come_later(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.fs.tree import Covered, Tree, TreeConfig
+from passthrough.fs.tree import Covered, Opener, Tree, TreeConfig
 from tests.unit.helpers import path_fd
 
 
@@ -36,8 +36,8 @@ def make(source: Path) -> Iterator[Callable[..., Tree]]:
     """Trees of the source with this configuration; what they hold is let go afterwards."""
     made: list[Tree] = []
 
-    def tree(covered: Covered | None = None, **config: object) -> Tree:
-        made.append(Tree(path_fd(source), TreeConfig(**config), covered))  # type: ignore[arg-type]
+    def tree(covered: Covered | None = None, opener: Opener | None = None, **config: object) -> Tree:
+        made.append(Tree(path_fd(source), TreeConfig(**config), covered, opener=opener))  # type: ignore[arg-type]
         return made[-1]
 
     yield tree

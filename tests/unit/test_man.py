@@ -132,7 +132,7 @@ def test_words_in_examples_exist(path: Path) -> None:
 def _effect(row: virtiofsd.Row) -> str:
     """What the table of the page says of an option."""
     if row.refused:
-        return f"refused: {row.refused}" + (f"; {', '.join(row.allowed)} is accepted" if row.allowed else "")
+        return f"refused: {row.refused}"
     if not row.field:
         return "no effect: it stays in the foreground" if row.word == "-f" else "no effect, as there"
     name = row.field.replace("_", "-")

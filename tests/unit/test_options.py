@@ -10,7 +10,7 @@ from passthrough import exitcodes, export_options
 from passthrough.cli import parser
 from passthrough.errors import UserError
 from passthrough.fs.owners.idmap import Kind, Line
-from passthrough.fs.tree.config import NS_PER_S, Cache, Choice, ReaddirPlus
+from passthrough.fs.tree.config import NS_PER_S, Cache, Choice, FileHandles, ReaddirPlus
 from passthrough.fs.xattrmap import parse_map
 from passthrough.option_rows import Option, Setting, split_words
 from passthrough.options import OPTIONS, MountOptions, collect
@@ -38,6 +38,7 @@ _VALUES: dict[str, tuple[tuple[str, object], ...]] = {
     "entry_timeout": (("2.25", NS_PER_S * 9 // 4),),
     "negative_timeout": (("1000000000", 10**18),),
     "readdirplus": tuple((when.value, when) for when in ReaddirPlus),
+    "inode_file_handles": (*((when.value, when) for when in FileHandles), ("fallback", FileHandles.PREFER)),
     "passthrough": tuple((when.value, when) for when in Choice),
     "io_uring": tuple((when.value, when) for when in Choice),
     "transport": tuple((door.value, door) for door in Transport),
@@ -70,6 +71,7 @@ _BAD: dict[str, tuple[str, ...]] = {
     "entry_timeout": ("Infinity",),
     "negative_timeout": ("1,5",),
     "readdirplus": ("yes", ""),
+    "inode_file_handles": ("", "always", "Prefer"),
     "passthrough": ("yes", "", "On"),
     "io_uring": ("yes", "", "1"),
     "transport": ("fuse", "", "Llfuse"),

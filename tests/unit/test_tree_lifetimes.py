@@ -19,9 +19,10 @@ import pytest
 
 from passthrough import syscalls
 from passthrough.filesystem import FileLock, SetAttr
-from passthrough.fs.tree import Tree
+from passthrough.fs.tree import FileHandles, Tree
 from passthrough.fs.tree.ioctls import FS_IOC_GETFLAGS
 from passthrough.protocol import constants as c
+from tests.unit.direct import Direct
 from tests.unit.helpers import ME, ROOT_ID, is_open, path_fd, raises
 
 _DECOYS = 12
@@ -42,6 +43,7 @@ class Stage:
     fh: int = 0
     dh: int = 0
     decoys: list[int] = field(default_factory=list)
+    forgets: bool = True
 
     def __post_init__(self) -> None:
         tree = self.tree
@@ -61,9 +63,9 @@ class Stage:
         self.decoys = [path_fd() for _ in range(_DECOYS)]
 
     def set(self, valid: int, **values: int) -> None:
-        """SETATTR of the file. Its reply cannot be made once the file is forgotten."""
+        """SETATTR of the file. Its reply cannot be made where the file is forgotten meanwhile."""
         fields = dict.fromkeys(SetAttr._fields, 0) | {"valid": valid, "fh": self.fh} | values
-        with raises(errno.EBADF):
+        with raises(errno.EBADF) if self.forgets else contextlib.nullcontext():
             self.tree.setattr(ME, self.file, SetAttr(**fields))
 
 
@@ -212,6 +214,49 @@ def test_a_descriptor_outlives_what_lets_go_of_it(stage: Stage, name: str, monke
     monkeypatch.setattr(case.module, case.name, step_in)
     case.request(stage)
     assert len(given) == case.given, "the call was not made, or not as this test knows it"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="open_by_handle_at(2) takes CAP_DAC_READ_SEARCH")
+@pytest.mark.parametrize("name", _CASES)
+def test_a_descriptor_outlives_that_its_inode_is_kept_by_its_handle(
+    make: Callable[..., Tree], source: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, and nothing is forgotten: every inode is let go in the middle of the call, which works all the same."""
+    case = _CASES[name]
+    (source / "dir" / "empty").mkdir()
+    (source / "dir" / "link").symlink_to("x")
+    opener = Direct(source)
+    tree = make(opener=opener, file_handles=FileHandles.PREFER, flock=True, posix_lock=True, descriptors=1000)
+    stage = Stage(tree, source, forgets=False)
+    case.before(stage)
+    os.setxattr(source / "dir" / "inner", "user.x", b"x")
+    real = getattr(case.module, case.name)
+    keeping = stage.tree.inodes.keeping
+    assert keeping
+    let_go = []
+
+    def step_in(*args: Any, **named: Any) -> Any:
+        monkeypatch.setattr(case.module, case.name, real)
+        given = [fd for fd in descriptors_in(args, named) if fd != stage.tree.proc]
+        held = stage.tree.inodes.held
+        keeping.evict(1000, wait=True)
+        let_go.append(held - stage.tree.inodes.held)
+        stage.decoys = [path_fd() for _ in range(_DECOYS)]
+        for fd in given:
+            assert is_open(fd), f"{case.name} was given {fd}, which is closed"
+            st = os.fstat(fd)
+            assert (st.st_dev, st.st_ino) in stage.known, f"{case.name}: {os.readlink(f'/proc/self/fd/{fd}')}"
+        return real(*args, **named)
+
+    monkeypatch.setattr(case.module, case.name, step_in)
+    try:
+        case.request(stage)
+    finally:
+        for fd in stage.decoys:
+            os.close(fd)
+        opener.close()
+    assert let_go
+    assert let_go[0] >= 2
 
 
 def test_what_a_read_is_to_fetch_outlives_its_handle(stage: Stage) -> None:

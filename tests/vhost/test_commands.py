@@ -89,8 +89,7 @@ def test_every_option_is_accepted_or_refused_with_its_reason(row: virtiofsd.Row)
     if row.field == "socket_group":
         base = ["--shared-dir=/", "--socket-path=/run/s"]
     values |= {"RULES": "selinux", "ACTION": "kill", "CAPS": "+sys_admin", "MAP": ":0:0:1:"}
-    if row.field == "sandbox":
-        values["MODE"] = "chroot"
+    values["MODE"] = {"sandbox": "chroot", "inode_file_handles": "fallback"}.get(row.field, "always")
     if row.many:
         values["MAP"] = ":0:1000:1:" if row.word.endswith("-map") else "map:0:1000:1"
     given = row.word + (f"={values.get(row.metavar, 'x')}" if row.metavar else "")
@@ -99,8 +98,6 @@ def test_every_option_is_accepted_or_refused_with_its_reason(row: virtiofsd.Row)
         with pytest.raises(UserError) as error:
             virtiofsd.options_of(words)
         assert row.refused in str(error.value)
-        for value in row.allowed:
-            assert virtiofsd.options_of([*base, *f"{row.word}={value}".split(" ", 1)])
         return
     options = virtiofsd.options_of(words)
     if row.field:

@@ -6,15 +6,16 @@ an inode is opened again through /proc/self/fd. A file per concern; Tree puts th
 
 from .attributes import Attributes
 from .base import Covered, TreeBase
-from .config import Cache, Choice, ReaddirPlus, TreeConfig
+from .config import Cache, Choice, FileHandles, ReaddirPlus, TreeConfig
 from .data import Data
 from .directories import Directories
 from .entries import Entries
+from .filehandles import Opener
 from .ioctls import Ioctls
 from .locks import Locks
 from .xattrs import Xattrs
 
-__all__ = ["Cache", "Choice", "Covered", "ReaddirPlus", "Tree", "TreeBase", "TreeConfig"]
+__all__ = ["Cache", "Choice", "Covered", "FileHandles", "Opener", "ReaddirPlus", "Tree", "TreeBase", "TreeConfig"]
 
 
 class Tree(Entries, Attributes, Locks, Data, Directories, Xattrs, Ioctls):

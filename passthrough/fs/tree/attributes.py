@@ -60,14 +60,16 @@ class Attributes(TreeBase):
         gid = attrs.gid if attrs.valid & c.FATTR_GID else _KEEP
         if c.FUSE_INVALID_UIDGID in (uid, gid):
             raise failure(errno.EINVAL)
+        fd = inode.fd
         try:
-            os.chown(str(inode.fd), uid, gid, dir_fd=self.proc)
+            os.chown(str(fd), uid, gid, dir_fd=self.proc)
         except OSError as error:
             if not self.config.lenient_owners or error.errno not in _NOT_ALLOWED:
                 raise
 
     def _chmod(self, inode: Inode, mode: int) -> None:
-        os.chmod(str(inode.fd), mode, dir_fd=self.proc)
+        fd = inode.fd
+        os.chmod(str(fd), mode, dir_fd=self.proc)
 
     def _truncate(self, inode: Inode, handle: Handle | None, size: int, kill: int) -> None:
         if size >= 1 << 63:
@@ -87,13 +89,14 @@ class Attributes(TreeBase):
             atime = (0, syscalls.UTIME_NOW)
         if valid & c.FATTR_MTIME_NOW:
             mtime = (0, syscalls.UTIME_NOW)
-        syscalls.utimensat(self.proc, str(inode.fd).encode(), atime, mtime)
+        fd = inode.fd
+        syscalls.utimensat(self.proc, str(fd).encode(), atime, mtime)
 
     def access(self, ctx: Context, nodeid: int, mask: int) -> None:
         """access(2) as the caller; asked only without default_permissions."""
-        inode = self.inodes.get(nodeid)
+        fd = self.inodes.get(nodeid).fd
         with self.credentials.caller(ctx, strict=True):
-            allowed = os.access(str(inode.fd), mask & 7, dir_fd=self.proc, effective_ids=True)
+            allowed = os.access(str(fd), mask & 7, dir_fd=self.proc, effective_ids=True)
         if not allowed:
             raise failure(errno.EACCES)
 

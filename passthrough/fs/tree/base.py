@@ -15,13 +15,14 @@ from ...protocol.negotiation import Agreement
 from ...protocol.values import Attr, Entry, Opened, encode_dev
 from ..stacking import stack_depth
 from .backing import Backings
-from .config import Cache, Choice, ReaddirPlus, TreeConfig
+from .config import Cache, Choice, FileHandles, ReaddirPlus, TreeConfig
 from .credentials import Credentials
 from .directory import DirHandle
+from .filehandles import BATCH, Keeping, Opener
 from .handles import BackedHandle, Handle, HandleMap
 from .inodes import Inode, InodeMap, Key
 from .janitor import Janitor
-from .pins import Pins
+from .pins import Descriptor, Pins
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +81,18 @@ class TreeBase(FileSystem):
     )
 
     def __init__(
-        self, root_fd: int, config: TreeConfig, covered: "Covered | None" = None, proc: int | None = None
+        self,
+        root_fd: int,
+        config: TreeConfig,
+        covered: "Covered | None" = None,
+        proc: int | None = None,
+        opener: Opener | None = None,
     ) -> None:
         """Share the directory that root_fd (O_PATH, taken over) is open on.
 
         Create it in the process that serves: it looks at its own /proc/self/fd. Where that path leads nowhere, proc is
-        a descriptor (O_PATH, taken over) of it, and must be the working directory of the process, for good.
+        a descriptor (O_PATH, taken over) of it, and must be the working directory of the process, for good. opener is
+        what file handles are opened by; without one there are none.
         """
         config = config.resolved()
         self.config = config
@@ -108,7 +115,11 @@ class TreeBase(FileSystem):
         st = syscalls.statx(root_fd, b"", syscalls.AT_EMPTY_PATH, MASK)
         key = key_of(st)
         root = Inode(c.FUSE_ROOT_ID, root_fd, key, stat.S_IFMT(st[ST_MODE]), self.ino_mask(key), self.pins)
-        self.inodes = InodeMap(root)
+        keeping = None
+        if opener is not None and config.file_handles is not FileHandles.NEVER:
+            keeping = Keeping(opener, self.afford, self._idle)
+        self._mandatory = keeping is not None and config.file_handles is FileHandles.MANDATORY
+        self.inodes = InodeMap(root, keeping)
         self.files: HandleMap[Handle] = HandleMap()
         self.dirs: HandleMap[DirHandle] = HandleMap()
         self.covered = covered
@@ -194,7 +205,7 @@ class TreeBase(FileSystem):
         self.afford()
         fd = os.open(name, PATH_FLAGS, dir_fd=parent.fd)
         found = self.enter(fd)
-        if found[0].fd != fd:
+        if found[0].held != fd:
             parent.unexplored = False
         return found
 
@@ -205,12 +216,18 @@ class TreeBase(FileSystem):
             key = key_of(st)
             mask = self._masks.get(key[1:3])
             if mask is None:
-                mask = self.ino_mask(key)
+                mask = self._first_of_device(fd, key)
         except BaseException:
             os.close(fd)
             raise
         inode = self.inodes.add(fd, key, st[ST_MODE] & _S_IFMT, mask)
         return inode, attr_of(st, mask)
+
+    def _first_of_device(self, fd: int, key: Key) -> int:
+        """The mask for a device's inode numbers. EOPNOTSUPP for one without handles, where they are mandatory."""
+        if self._mandatory and self.inodes.keeping is not None and not self.inodes.keeping.able(key[1:3], fd):
+            raise failure(errno.EOPNOTSUPP)
+        return self.ino_mask(key)
 
     def entry(self, found: tuple[Inode, Attr]) -> Entry:
         """What a lookup answers."""
@@ -226,7 +243,42 @@ class TreeBase(FileSystem):
         if inode.kind not in (stat.S_IFREG, stat.S_IFDIR):
             raise failure(errno.EBADF)
         self.afford()
-        return os.open(str(inode.fd), flags | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.proc)
+        fd = inode.fd
+        try:
+            return os.open(str(fd), flags | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.proc)
+        except PermissionError:
+            if inode.connected or os.geteuid() != 0:  # a thread that acts as somebody has that user's rights alone
+                raise
+        return self._open_by_handle(inode, flags)
+
+    @staticmethod
+    def _open_by_handle(inode: Inode, flags: int) -> int:
+        """Open for real what was opened by its handle, and so may have no path, as Landlock wants one.
+
+        Truncating is done here, because it is with the right of this thread that SUID and SGID are kept.
+        """
+        assert inode.sealed is not None
+        fd = inode.sealed.open(flags & ~os.O_TRUNC)
+        if flags & os.O_TRUNC:
+            try:
+                os.ftruncate(fd, 0)
+            except BaseException:
+                os.close(fd)
+                raise
+        return fd
+
+    def hold(self, parent: Inode, name: bytes) -> None:
+        """What is about to lose a name that may be its last is held: a handle leads nowhere once a file has none, but
+        a client may still use it."""
+        keeping = self.inodes.keeping
+        if keeping is None or (self.inodes.all_held and not self.tight()):
+            return
+        try:
+            inode = self.inodes.known(key_of(syscalls.statx(parent.fd, name, BY_NAME, MASK)))
+            if inode is not None and inode is not self.inodes.root:
+                self.inodes.touch(inode)
+        except OSError:  # the call itself will say so
+            pass
 
     def open_flags(self, flags: int) -> int:
         """The flags to open the source's file with.
@@ -297,14 +349,20 @@ class TreeBase(FileSystem):
         quiet = self.fopen_flags(inode, flags) & c.FOPEN_NOFLUSH
         return Opened(self.files.add(handle), c.FOPEN_PASSTHROUGH | quiet, backing_id)
 
+    def _idle(self, inode: Inode) -> None:
+        if self._backings is not None:
+            self._backings.let_go(inode)
+
     def closed(self, handle: Handle) -> None:
         """A handle was released."""
         if isinstance(handle, BackedHandle) and self._backings is not None:
             self._backings.close(handle.inode)
 
     def proc_path(self, inode: Inode) -> str:
-        """A path that leads to an inode through its descriptor, for calls that take nothing else."""
-        return f"{self._proc_prefix}{inode.fd}"
+        """A path that leads to an inode through its descriptor, for calls that take nothing else; the descriptor stays
+        open for as long as this very string is kept."""
+        fd = inode.fd
+        return ProcPath(f"{self._proc_prefix}{fd}", fd)
 
     def ino_mask(self, key: Key) -> int:
         """What to XOR inode numbers of this device with, so that two devices' numbers differ on the one mount.
@@ -326,12 +384,19 @@ class TreeBase(FileSystem):
         return len(self.pins) * 8 >= self.limit * 7
 
     def afford(self) -> None:
-        """ENFILE when clients have pinned all descriptors that they may; before that, ask the kernel to let some go.
+        """ENFILE when clients have pinned all descriptors that they may.
 
-        Near the limit who asks must wait for that: a walk can pin faster than the janitor frees.
+        Before that, inodes that were not used for longest are kept as file handles; where that does not do, the kernel
+        is asked to let some go. Near the limit who asks must wait for that: a walk can pin faster than the janitor
+        frees.
         """
         if not self.tight():
             return
+        keeping = self.inodes.keeping
+        if keeping is not None:
+            keeping.evict(min(max(self.limit // 8, 1), BATCH), wait=self.scarce())
+            if not self.tight():
+                return
         pinned = len(self.pins)
         if self._janitor is not None:
             self._janitor.wake()
@@ -346,6 +411,19 @@ class TreeBase(FileSystem):
                     self.limit,
                 )
             raise failure(errno.ENFILE)
+
+
+class ProcPath(str):
+    """A path to a descriptor, which it holds."""
+
+    __slots__ = ("held",)
+    held: Descriptor
+
+    def __new__(cls, path: str, held: Descriptor) -> "ProcPath":
+        """path, for as long as which held stays open."""
+        made = super().__new__(cls, path)
+        made.held = held
+        return made
 
 
 class Covered:

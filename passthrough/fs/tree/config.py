@@ -31,6 +31,15 @@ class ReaddirPlus(Enum):
     ALWAYS = "always"
 
 
+class FileHandles(Enum):
+    """What becomes of inodes when descriptors are scarce. NEVER: each keeps its own. PREFER: those longest unused are
+    kept as file handles, where their file system has these. MANDATORY: no other file systems are served."""
+
+    NEVER = "never"
+    PREFER = "prefer"
+    MANDATORY = "mandatory"
+
+
 _TIMEOUT_NS = {Cache.NEVER: 0, Cache.METADATA: DAY_NS, Cache.AUTO: NS_PER_S, Cache.ALWAYS: DAY_NS}
 
 
@@ -58,6 +67,7 @@ class TreeConfig:
     submounts: bool = False  # other file systems below the root are announced as such (virtio-fs, Linux 5.10)
     idmap: bool = False  # the mount may be idmapped (FUSE_ALLOW_IDMAP, Linux 6.12)
     lenient_owners: bool = False  # a change of owner that is not allowed is passed over
+    file_handles: FileHandles = FileHandles.NEVER  # what it takes to open them is given to the Tree
     descriptors: int = 0  # how many descriptors clients may pin; 0: what RLIMIT_NOFILE leaves
 
     def resolved(self) -> "TreeConfig":

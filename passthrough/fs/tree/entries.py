@@ -112,11 +112,13 @@ class Entries(TreeBase):
     def unlink(self, ctx: Context, nodeid: int, name: bytes) -> None:
         """Remove a name."""
         parent = self._parent(nodeid, name)
+        self.hold(parent, name)
         os.unlink(name, dir_fd=parent.fd)
 
     def rmdir(self, ctx: Context, nodeid: int, name: bytes) -> None:
         """Remove an empty directory."""
         parent = self._parent(nodeid, name)
+        self.hold(parent, name)
         os.rmdir(name, dir_fd=parent.fd)
 
     def rename2(self, ctx: Context, nodeid: int, name: bytes, newname: bytes, newdir: int, flags: int) -> None:
@@ -124,6 +126,7 @@ class Entries(TreeBase):
         old, new = self._parent(nodeid, name), self._parent(newdir, newname)
         if flags & ~_RENAME_FLAGS:
             raise failure(errno.EINVAL)
+        self.hold(new, newname)
         if flags:
             syscalls.renameat2(old.fd, name, new.fd, newname, flags)
         else:
@@ -132,8 +135,8 @@ class Entries(TreeBase):
     def link(self, ctx: Context, nodeid: int, newname: bytes, oldnodeid: int) -> Entry:
         """A further name for an inode, symlinks and unnamed files (O_TMPFILE) too."""
         parent = self._parent(nodeid, newname)
-        inode = self.inodes.get(oldnodeid)
-        os.link(str(inode.fd), newname, src_dir_fd=self.proc, dst_dir_fd=parent.fd, follow_symlinks=True)
+        fd = self.inodes.get(oldnodeid).fd
+        os.link(str(fd), newname, src_dir_fd=self.proc, dst_dir_fd=parent.fd, follow_symlinks=True)
         return self.entry(self.find(parent, newname))
 
     def create(

@@ -1,4 +1,5 @@
-"""Keeping within the descriptors: when most are pinned, the kernel is asked to drop what it does not use.
+"""Keeping within the descriptors: when most are pinned, and file handles (filehandles.py) do not help, the kernel is
+asked to drop what it does not use.
 
 A thread of its own does it: a notification that makes the kernel drop an inode can wait for that inode's writeback,
 which another request must be able to answer. Linux 6.18 takes node numbers (NOTIFY_PRUNE); older kernels are told the
@@ -73,8 +74,8 @@ class Janitor:
 
     def _prune(self) -> None:
         tree = self._tree
-        left = len(tree.inodes)
-        while left > 0 and len(tree.inodes) * 2 > tree.limit and not self._stopped:
+        left = tree.inodes.held
+        while left > 0 and tree.inodes.held * 2 > tree.limit and not self._stopped:
             chosen = tree.inodes.oldest(min(_BATCH, left))
             left -= _BATCH
             if not chosen:
@@ -87,7 +88,8 @@ class Janitor:
 
     def _invalidate(self, inode: Inode) -> None:
         try:
-            path = os.readlink(os.fsencode(self._tree.proc_path(inode)))
+            link = self._tree.proc_path(inode)
+            path = os.readlink(os.fsencode(link))
             parent, name = os.path.split(path)
             mask = syscalls.STATX_BASIC_STATS | syscalls.STATX_MNT_ID
             st = syscalls.statx(-1, parent, syscalls.AT_SYMLINK_NOFOLLOW, mask)

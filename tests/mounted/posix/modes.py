@@ -82,6 +82,13 @@ def logged(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
     return shared
 
 
+def tight(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
+    """With so few descriptors that inodes are let go all the time, and opened by their handles."""
+    options = ",".join(("allow_other", *mode.options))
+    mount = harness.mount("-o", options, source=place.share, point=place.point, descriptors=_FEW)
+    return Shared(place.source, mount.point, mount.server, mount.pid)
+
+
 def _see_that_nothing_was_logged(daemon: int | None) -> None:
     """audit(7) lines of type 1326 (AUDIT_SECCOMP), in the kernel's log where no auditd takes them."""
     log = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout
@@ -140,6 +147,10 @@ def by_program(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
 def native(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
     """Not at all: the list must hold for the plain directory."""
     return Shared(place.source, place.source, None)
+
+
+_FEW = 160
+"""Of which a daemon keeps some ninety for itself; one test opens fifty files."""
 
 
 @dataclass(frozen=True)
@@ -262,6 +273,15 @@ _ROWS = (
     Mode("sandbox=chroot", ("sandbox=chroot",), _DEFAULT, core=True),
     Mode("sandbox=landlock", ("sandbox=landlock",), _DEFAULT, core=True),
     Mode("sandbox=none", ("sandbox=none", "seccomp=none"), _DEFAULT, core=True),
+    Mode("inode_file_handles=never", ("inode_file_handles=never",), _DEFAULT, core=True),
+    Mode("inode_file_handles=mandatory", ("inode_file_handles=mandatory",), _DEFAULT, core=True),
+    Mode("few descriptors", ("cache=always",), _DEFAULT | {"news": _REMEMBERS}, enter=tight),
+    Mode(
+        "few descriptors,passthrough=off,posix_lock",
+        ("passthrough=off", "flock", "posix_lock", "seccomp=kill"),
+        _ANY | _WITHOUT,
+        enter=tight,
+    ),
     Mode("mapped-xattr", ("security_model=mapped-xattr",), _LOCALLY | _VIRTUAL, enter=with_virtual_owners),
     Mode(
         "mapped-xattr by root",
