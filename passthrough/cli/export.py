@@ -97,7 +97,7 @@ class _Export:
             io_uring=bool(settings.flags),
             files=frozenset() if backing_fd is None else frozenset({backing_fd}),
             keep=keep,
-            calls=("shutdown",),  # how libnbd takes its leave
+            calls=("sendto", "shutdown"),  # how libnbd speaks, and takes its leave
             ioctls=(*IOCTLS, *ioctls),
             families=self._reach.families,
         )
