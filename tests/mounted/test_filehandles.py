@@ -86,6 +86,27 @@ def test_all_those_files_can_be_in_use_at_once(harness: Harness) -> None:
             os.close(fd)
 
 
+@pytest.mark.parametrize("io_uring", ["off", "auto"])
+def test_who_is_squashed_gets_no_more_by_a_handle(harness: Harness, io_uring: str) -> None:
+    """What opens by handle has rights that a squashed caller has not."""
+    source = harness.directory("source", 0o755)
+    fill(source, 1, 600)
+    for number in range(600):
+        (source / "0" / f"{number}").chmod(0o644 if number % 2 else 0o600)
+    words = f"allow_other,squash=all,anon_uid=4001,anon_gid=4002,cache=always,passthrough=off,io_uring={io_uring}"
+    mount = harness.mount("-o", words, source=source, descriptors=_FEW)
+    held = [os.open(mount.point / "0" / f"{number}", os.O_PATH) for number in range(600)]
+    try:
+        for number, fd in enumerate(held):
+            opened = attempt(lambda fd=fd: os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)))  # type: ignore[misc]
+            assert opened == (None if number % 2 else "EACCES")
+            written = attempt(lambda fd=fd: os.close(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY)))  # type: ignore[misc]
+            assert written == "EACCES"
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
 @pytest.fixture
 def disk(harness: Harness) -> Path:
     """A small ext4, whose inode numbers are used again at once."""
