@@ -95,7 +95,7 @@ OWNER_OPTIONS: tuple[Option, ...] = (
         "allow_idmap",
         "allow_idmap",
         "The mount may be idmapped, where the kernel can (6.12); the daemon is then told who asks only where something "
-        "is created.",
+        "is created. no_allow_idmap is the default.",
     ),
     Option("no_allow_idmap", "allow_idmap", value=False),
 )

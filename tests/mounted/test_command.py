@@ -64,6 +64,12 @@ BAD_VALUES = {
     "rlimit_nofile": ["", "-1", "x"],
     "uid_map": ["", "1000", ":1:1:"],
     "gid_map": ["", "1000", ":1:1:x:"],
+    "security_model": ["", "mapped", "mapped-file"],
+    "translate_uid": ["", "0:1", "map:0:-1:1", "swap:0:1:1", "map:0:1:0", "map:4294967295:0:1"],
+    "translate_gid": ["", "0:1", "map:0:1:x", "forbid-guest:0:1:1"],
+    "squash": ["", "yes", "Root"],
+    "anon_uid": ["", "0", "nobody", "4294967295"],
+    "anon_gid": ["", "0", "-1", "99999999999"],
 }
 CONTRADICTIONS = [
     (("allow_other", "allow_root"), ("allow_other", "allow_root")),
