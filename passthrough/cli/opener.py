@@ -6,6 +6,9 @@ only what it was shown before: a handle goes out with a proof (keyed BLAKE2) tha
 daemon had, and comes back with it. So a daemon that was taken over reaches with this process what it could have kept
 open itself, and no other file.
 
+An O_PATH descriptor is not yet an open file: Landlock lets it be had of anything. Where Landlock alone keeps other
+files from being opened, since a path leads out of the share, only what a path leads to from it is taken (_Reach).
+
     S fds                 seal: for each a length and errno, or the mount's number, the proof and the handle
     O flags token         open: errno, and the descriptor
     D mount               drop: errno
@@ -51,11 +54,44 @@ _mount = Struct("=Q")
 _word = Struct("=I")
 
 
+class _Reach:
+    """What lies in the share, where nothing but Landlock, which this process is without, keeps the daemon in it."""
+
+    def __init__(self, share: int, proc: str) -> None:
+        """proc: a path to /proc/self/fd. OSError where there is none."""
+        self._share = share
+        self._proc = os.open(proc, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.descriptors = frozenset({share, self._proc})
+
+    def holds(self, fd: int, mount_id: int, handle: bytes) -> bool:
+        """Whether a path leads from the share to what fd is open on.
+
+        It is walked on the share's mount and the file's own: another may be the one that is served, which would ask
+        the daemon, which waits for us.
+        """
+        top, path = (os.readlink(f"{each}", dir_fd=self._proc).rstrip("/") + "/" for each in (self._share, fd))
+        if not path.startswith(top):
+            return False
+        at = os.dup(self._share)
+        mounts = {syscalls.name_to_handle_at(at)[0], mount_id}
+        try:
+            for name in path[len(top) : -1].split("/") if path != top else ():
+                below = os.open(name, _PATH | os.O_CLOEXEC, dir_fd=at)
+                os.close(at)
+                at = below
+                if syscalls.name_to_handle_at(at)[0] not in mounts:
+                    return False
+            return syscalls.name_to_handle_at(at) == (mount_id, handle)
+        finally:
+            os.close(at)
+
+
 class _Process:
     """The child. Mounts are numbered, and numbers not reused: a proof of one holds for no other."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: socket.socket, reach: _Reach | None = None) -> None:
         self._end = end
+        self._reach = reach
         self._key = os.urandom(32)
         self._numbers: dict[int, int] = {}
         self._mounts: dict[int, tuple[int, int]] = {}
@@ -92,6 +128,8 @@ class _Process:
     def _seal(self, fd: int) -> bytes:
         try:
             mount_id, handle = syscalls.name_to_handle_at(fd)
+            if self._reach is not None and not self._reach.holds(fd, mount_id, handle):
+                raise OSError(errno.EXDEV, "")
             number = _mount.pack(self._number(mount_id, handle, fd))
         except OSError as error:
             return _sealed.pack(0, error.errno or errno.EIO)
@@ -223,11 +261,12 @@ def _receive(end: socket.socket) -> tuple[bytes, list[int]]:
     return data, found
 
 
-def start(mode: sandbox.Seccomp) -> Client:
-    """Fork the process. SandboxError where it cannot confine itself."""
+def start(mode: sandbox.Seccomp, share: int = -1, proc: str = "") -> Client:
+    """Fork the process. SandboxError where it cannot confine itself. With proc, a path to /proc/self/fd, it takes no
+    file to which no path leads from share."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
-        _child(theirs, mode)
+        _child(theirs, mode, share, proc)
     theirs.close()
     client = Client(ours)
     answer, _ = _receive(ours)
@@ -236,15 +275,17 @@ def start(mode: sandbox.Seccomp) -> Client:
     return client
 
 
-def _child(end: socket.socket, mode: sandbox.Seccomp) -> None:
+def _child(end: socket.socket, mode: sandbox.Seccomp, share: int = -1, proc: str = "") -> None:
     try:
         for number in ENDING:  # they are the daemon's, which may have to answer yet
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
-        process = _Process(end)  # with its key: there is no getrandom(2) later
         try:
-            sandbox.enter(sandbox.opener_plan(mode, _NAME, end.fileno()))
-        except sandbox.SandboxError as error:
+            reach = _Reach(share, proc) if proc else None
+            process = _Process(end, reach)  # with its key: there is no getrandom(2) later
+            keep = reach.descriptors if reach is not None else frozenset()
+            sandbox.enter(sandbox.opener_plan(mode, _NAME, end.fileno(), keep))
+        except (sandbox.SandboxError, OSError) as error:
             _send(end, str(error).encode(), [])
         else:
             _send(end, b"ready", [])
@@ -274,6 +315,12 @@ def _not_to_be_had(mode: FileHandles | None, why: str, status: int, *, usual: bo
         _log.debug("%s: each file takes a descriptor", why)
 
 
+def _walk_proc() -> str:
+    """In a root of our own, with /proc/self/fd as the working directory: empty where no path leads out of the share,
+    else, by the one that does, /proc/self/fd."""
+    return "" if os.path.samestat(os.stat("."), os.stat("..")) else "../../self/fd"
+
+
 class FileOpener:
     """What a share's daemon has of it: a step on the way into the sandbox, and then the client, or None."""
 
@@ -293,12 +340,12 @@ class FileOpener:
         rooted = self._options.sandbox in (SandboxMode.NAMESPACE, SandboxMode.CHROOT)
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if rooted else os.dup(opened)
         try:
-            self._begin(root)
+            self._begin(root, _walk_proc() if rooted else "/proc/self/fd")
         finally:
             os.close(root)
 
-    def _begin(self, root: int) -> None:
-        client = start(sandbox.Seccomp(self._options.seccomp.value))
+    def _begin(self, root: int, proc: str) -> None:
+        client = start(sandbox.Seccomp(self._options.seccomp.value), root, proc)
         try:
             if not has_handles(root):
                 raise OSError(errno.EOPNOTSUPP, "its file system has none that can be relied on")
