@@ -5,11 +5,11 @@ a capability, whatever the kernel that asks has allowed. So root cannot read a f
 Stands directly before the tree: ids are the source's here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
-from ...filesystem import Buffers, Context, Later
+from ...filesystem import Buffers, Context, Dirent, Entry, Later, unsupported
 from ...protocol import constants as c
 from ..decorator import Decorator
 from ..tree import Tree
@@ -104,6 +104,12 @@ class Squashed(Decorator):
 
     def _in_the_name(self, method: Callable[..., Any]) -> Callable[..., Any]:
         return lambda ctx, *arguments: method(self._squash(ctx) or ctx, *arguments)
+
+    def readdirplus(
+        self, ctx: Context, nodeid: int, fh: int, offset: int, size: int
+    ) -> Iterator[tuple[Dirent, Entry | None]]:
+        """ENOSYS also for who asks without having agreed on it: it looks names up, which takes more than to list."""
+        unsupported()
 
     def write(
         self, ctx: Context, nodeid: int, fh: int, offset: int, data: Buffers, write_flags: int, flags: int
