@@ -20,7 +20,8 @@ _AS_THE_CALLER = (
     " getxattr setxattr listxattr removexattr"
 ).split()
 """What the source's kernel decides about; the rest works on what is open already, or tells no secret."""
-
+BY_CALLER = (*_AS_THE_CALLER, "write", "fallocate", "copy_file_range")
+"""The methods that look at who asks."""
 
 _UNSEEN = (
     c.FUSE_PASSTHROUGH | c.FUSE_WRITEBACK_CACHE | c.FUSE_ALLOW_IDMAP | c.FUSE_DO_READDIRPLUS | c.FUSE_READDIRPLUS_AUTO
@@ -74,6 +75,8 @@ class Squashed(Decorator):
         self.flags = tree.flags & ~_UNSEEN
         self.required = tree.required & ~_UNSEEN
         self._uid, self._gid, self._everybody = uid, gid, everybody
+        if not everybody:
+            tree.entry_ns = 0  # a name that the kernel still knows has been looked up by others, who may search there
         self._credentials = SquashingCredentials(trusting=tree.config.default_permissions)
         tree.credentials = self._credentials
         for name in _AS_THE_CALLER:
