@@ -21,6 +21,7 @@ import hashlib
 import hmac
 import logging
 import os
+import resource
 import signal
 import socket
 import stat
@@ -45,6 +46,7 @@ _NAME = "pt-opener"
 _LONGEST = 1 << 16
 _PROOF = 16
 _MOST_MOUNTS = 512
+_OWN = 16  # descriptors besides those of mounts and of a message: five, and what a call holds for a moment
 _FLAGS = (
     os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_DIRECTORY | os.O_NOATIME | os.O_DSYNC | os.O_SYNC | os.O_DIRECT
 )
@@ -93,6 +95,8 @@ class _Process:
         self._end = end
         self._reach = reach
         self._key = os.urandom(32)
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = min(_MOST_MOUNTS, soft - BATCH - _OWN)  # a message must find room, or it loses descriptors
         self._numbers: dict[int, int] = {}
         self._mounts: dict[int, tuple[int, int]] = {}
         self._next = 1
@@ -143,7 +147,7 @@ class _Process:
         """Of this mount. A new one takes a directory, which is tried; EXDEV for another file."""
         number = self._numbers.get(mount_id)
         if number is None:
-            if not stat.S_ISDIR(os.fstat(fd).st_mode) or len(self._mounts) >= _MOST_MOUNTS:
+            if not stat.S_ISDIR(os.fstat(fd).st_mode) or len(self._mounts) >= self._most:
                 raise OSError(errno.EXDEV, "")
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC
             mount = os.open(".", flags, dir_fd=fd)

@@ -18,7 +18,7 @@ import pytest
 from passthrough import exitcodes, syscalls
 from passthrough.cli import opener
 from passthrough.cli.opener import Client
-from passthrough.fs.tree.filehandles import Token
+from passthrough.fs.tree.filehandles import BATCH, Token
 from passthrough.fs.tree.pins import Descriptor
 from tests.mounted.harness import Harness, Mount, command, ended, log_size, refusal, run, said_in_log, wait_until
 from tests.sandbox.inside import ROOT
@@ -38,11 +38,12 @@ opener._child(socket.socket(fileno=int(sys.argv[1])), sandbox.Seccomp(sys.argv[2
 class Started:
     """The process as it is, started by another program than this one, which has threads; and the end to it."""
 
-    def __init__(self, mode: str, *within: Path) -> None:
-        """within: the share that it keeps to."""
+    def __init__(self, mode: str, *within: Path, descriptors: int = 1024) -> None:
+        """within: the share that it keeps to; descriptors: how many it may have."""
         self.end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
         words = [sys.executable, "-c", _SCRIPT, str(theirs.fileno()), mode, *map(str, within)]
+        words = ["prlimit", f"--nofile={descriptors}", *words]
         self.process = subprocess.Popen(words, pass_fds=[theirs.fileno()], env=environment)
         theirs.close()
         assert opener._receive(self.end)[0] == b"ready"
@@ -170,6 +171,21 @@ def test_a_mount_is_known_by_a_directory_and_until_it_is_dropped(
     with raises(errno.ESTALE):
         started.client.open(there, os.O_PATH)
     assert one(started, tmpfs / "file").mount not in (there.mount, token.mount), "a number is not used again"
+
+
+def test_mounts_leave_room_for_a_message(share: Path, harness: Harness) -> None:
+    """A message that does not find it loses its last descriptors, which would have no answer."""
+    started = Started("errno", descriptors=100)
+    for number in range(40):
+        point = share / f"{number}"
+        point.mkdir()
+        harness.run_program("mount", "--bind", share / "dir", point)
+        harness.cleanups.append(lambda path=point: subprocess.run(["umount", "-l", path], check=True))  # type: ignore[misc]
+    token = one(started, share / "file")
+    found = sealed(started, *(share / f"{number}" for number in range(40)))
+    assert sealed(started, *[share / "file"] * BATCH) == [token] * BATCH
+    assert None in found, "too many mounts: their files are kept by descriptors"
+    started.close()
 
 
 def test_file_systems_without_handles_have_no_tokens(started: Started, share: Path) -> None:
