@@ -96,7 +96,8 @@ class _Process:
         self._reach = reach
         self._key = os.urandom(32)
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most = min(_MOST_MOUNTS, soft - BATCH - _OWN)  # a message must find room, or it loses descriptors
+        # A message must find room, or it loses descriptors. The share's own mount is known all the same.
+        self._most = max(1, min(_MOST_MOUNTS, soft - BATCH - _OWN))
         self._numbers: dict[int, int] = {}
         self._mounts: dict[int, tuple[int, int]] = {}
         self._next = 1
