@@ -154,7 +154,13 @@ OPENER = frozenset({"DAC_READ_SEARCH", "DAC_OVERRIDE", "FOWNER"})
 """To open by handle; and what the daemon itself opens files with: read and write as asked, O_NOATIME."""
 
 
-def opener_plan(mode: filtering.Mode, name: str, lifeline: int, keep: frozenset[int] = frozenset()) -> Plan:
+def opener_plan(
+    mode: filtering.Mode,
+    name: str,
+    lifeline: int,
+    keep: frozenset[int] = frozenset(),
+    drop_capabilities: frozenset[str] = frozenset(),
+) -> Plan:
     """For a child of a process that is about to confine itself, which opens files by their handles on its behalf.
 
     To be done when the root is there: it has the same, no other descriptor than lifeline and those to keep, and no
@@ -163,7 +169,7 @@ def opener_plan(mode: filtering.Mode, name: str, lifeline: int, keep: frozenset[
     return [
         Step("close all other descriptors", lambda: process.close_all_but(keep | {lifeline})),
         process.no_new_privs_step(),
-        *capabilities.plan(OPENER, frozenset()),
+        *capabilities.plan(OPENER - drop_capabilities, frozenset()),
         *process.lock_plan(name, lifeline),
         *filtering.plan(filtering.Filter(mode, base=filtering.OPENER, rules=filtering.OPENER_RULES)),
     ]

@@ -91,9 +91,11 @@ class _Reach:
 class _Process:
     """The child. Mounts are numbered, and numbers not reused: a proof of one holds for no other."""
 
-    def __init__(self, end: socket.socket, reach: _Reach | None = None) -> None:
+    def __init__(self, end: socket.socket, reach: _Reach | None, *, overrides: bool) -> None:
+        """overrides: whether the daemon may open any file of the share, as this process may for reading."""
         self._end = end
         self._reach = reach
+        self._overrides = overrides
         self._key = os.urandom(32)
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # A message must find room, or it loses descriptors. The share's own mount is known all the same.
@@ -175,6 +177,8 @@ class _Process:
             mode = os.fstat(opened).st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise OSError(errno.EBADF, "")
+            if not self._overrides:
+                raise OSError(errno.EACCES, "")
             return syscalls.open_by_handle_at(mount[1], handle, flags & _FLAGS | os.O_NONBLOCK)
         finally:
             os.close(opened)
@@ -266,12 +270,12 @@ def _receive(end: socket.socket) -> tuple[bytes, list[int]]:
     return data, found
 
 
-def start(mode: sandbox.Seccomp, share: int = -1, proc: str = "") -> Client:
+def start(mode: sandbox.Seccomp, share: int = -1, proc: str = "", dropped: frozenset[str] = frozenset()) -> Client:
     """Fork the process. SandboxError where it cannot confine itself. With proc, a path to /proc/self/fd, it takes no
-    file to which no path leads from share."""
+    file to which no path leads from share. dropped: capabilities that the daemon will not have, and this neither."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
-        _child(theirs, mode, share, proc)
+        _child(theirs, mode, share, proc, dropped)
     theirs.close()
     client = Client(ours)
     answer, _ = _receive(ours)
@@ -280,16 +284,23 @@ def start(mode: sandbox.Seccomp, share: int = -1, proc: str = "") -> Client:
     return client
 
 
-def _child(end: socket.socket, mode: sandbox.Seccomp, share: int = -1, proc: str = "") -> None:
+def _child(
+    end: socket.socket,
+    mode: sandbox.Seccomp,
+    share: int = -1,
+    proc: str = "",
+    dropped: frozenset[str] = frozenset(),
+) -> None:
     try:
         for number in ENDING:  # they are the daemon's, which may have to answer yet
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         try:
             reach = _Reach(share, proc) if proc else None
-            process = _Process(end, reach)  # with its key: there is no getrandom(2) later
+            overrides = "DAC_OVERRIDE" not in dropped and _has(syscalls.CAP_DAC_OVERRIDE)
+            process = _Process(end, reach, overrides=overrides)  # with its key: there is no getrandom(2) later
             keep = reach.descriptors if reach is not None else frozenset()
-            sandbox.enter(sandbox.opener_plan(mode, _NAME, end.fileno(), keep))
+            sandbox.enter(sandbox.opener_plan(mode, _NAME, end.fileno(), keep, dropped))
         except (sandbox.SandboxError, OSError) as error:
             _send(end, str(error).encode(), [])
         else:
@@ -299,11 +310,15 @@ def _child(end: socket.socket, mode: sandbox.Seccomp, share: int = -1, proc: str
         os._exit(0)
 
 
+def _has(capability: int) -> bool:
+    return bool(syscalls.effective_capabilities() >> capability & 1)
+
+
 def _wanted(mode: FileHandles | None) -> bool:
     """Whether the process is to be started. UserError where it must be, and this user has no right to it."""
     if mode is FileHandles.NEVER:
         return False
-    if syscalls.effective_capabilities() >> syscalls.CAP_DAC_READ_SEARCH & 1:
+    if _has(syscalls.CAP_DAC_READ_SEARCH):
         return True
     why = "opening by file handle takes CAP_DAC_READ_SEARCH, which this user does not have"
     _not_to_be_had(mode, why, exitcodes.PERMISSION)
@@ -350,7 +365,9 @@ class FileOpener:
             os.close(root)
 
     def _begin(self, root: int, proc: str) -> None:
-        client = start(sandbox.Seccomp(self._options.seccomp.value), root, proc)
+        options = self._options
+        dropped = sandbox.parse_changes(options.modcaps)[1] if options.modcaps is not None else frozenset()
+        client = start(sandbox.Seccomp(options.seccomp.value), root, proc, dropped)
         try:
             if not has_handles(root):
                 raise OSError(errno.EOPNOTSUPP, "its file system has none that can be relied on")

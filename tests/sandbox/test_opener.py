@@ -263,6 +263,44 @@ def test_landlock_alone_keeps_a_daemon_in_that_has_it(mode: str, landlock: str, 
     assert result.stdout == "Landlock\n[None, None, None]\nshared\n", result.stderr
 
 
+_WITHOUT_OVERRIDE = """
+import errno, os, sys
+import sandbox
+from passthrough.cli import opener
+from passthrough.share_options import ShareOptions
+share, modcaps = sys.argv[1:]
+sandbox.load_libraries()
+opened = os.open(share, os.O_PATH)
+made = opener.FileOpener(ShareOptions(modcaps=modcaps or None))
+dropped = frozenset({"DAC_OVERRIDE"} if modcaps else ())
+wanted = sandbox.Confinement(path=share, opened=opened, file_handles=True, drop_capabilities=dropped)
+steps, inside = sandbox.plan(wanted, made.steps(opened))
+sandbox.enter(steps)
+(token,) = made.client.seal([os.open("/file", os.O_PATH)])
+def attempt(call):
+    try:
+        os.close(call())
+    except OSError as error:
+        return errno.errorcode[error.errno]
+ways = [lambda: made.client.open(token, os.O_PATH)]
+for flags in (os.O_RDONLY, os.O_RDWR):
+    ways += [lambda flags=flags: os.open("/file", flags), lambda flags=flags: made.client.open(token, flags)]
+print(*map(attempt, ways))
+"""
+
+
+@pytest.mark.parametrize("start", [[], ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]])
+@pytest.mark.parametrize("modcaps", ["", "-dac_override"])
+def test_what_the_daemon_may_not_open_it_does_not_open_either(modcaps: str, start: list[str], share: Path) -> None:
+    """CAP_DAC_READ_SEARCH alone reads everything."""
+    (share / "file").chmod(0o600)
+    words = [*start, sys.executable, "-c", _WITHOUT_OVERRIDE, str(share), modcaps]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=60)
+    refused = "EACCES" if modcaps or start else None
+    assert result.stdout == f"None {refused} {refused} {refused} {refused}\n", result.stderr
+
+
 def test_a_share_is_what_a_path_leads_to_from_it(share: Path, harness: Harness) -> None:
     """Not what lies beside it, what was moved away, or what a mount hides; but other file systems below."""
     started = Started("errno", share)
