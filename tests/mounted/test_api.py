@@ -467,13 +467,14 @@ def test_a_child_that_was_forked_leaves_the_mount_alone(places: Places) -> None:
 
 def test_too_few_descriptors_leave_no_mount(places: Places) -> None:
     code = (
-        "import resource\nfs = Tree(sys.argv[1])\n"
+        "import resource\nbefore = len(os.listdir('/proc/self/fd'))\nfs = Tree(sys.argv[1])\n"
         "count = len(os.listdir('/proc/self/fd'))\nresource.setrlimit(resource.RLIMIT_NOFILE, (count + 8,) * 2)\n"
         "try:\n    mount(fs, sys.argv[2], threads=64)\nexcept OSError as error:\n    print(error.errno)\n"
-        "print(os.path.ismount(sys.argv[2]), len(os.listdir('/proc/self/fd')) - count)\n"
+        "fs.close()\n"
+        "print(os.path.ismount(sys.argv[2]), len(os.listdir('/proc/self/fd')) - before, threading.active_count())\n"
     )
     status, out, err = _ends(_program(code, places.source, places.point))
-    assert (status, out, err) == (0, f"{errno.EMFILE}\nFalse 1\n", "")  # the directory that the mount would cover
+    assert (status, out, err) == (0, f"{errno.EMFILE}\nFalse 0 1\n", "")
 
 
 _ORDINARY = """
