@@ -479,6 +479,22 @@ def test_too_few_descriptors_leave_no_mount(places: Places) -> None:
     assert (status, out, err) == (0, f"{errno.EMFILE}\nFalse 0 1\n", "")
 
 
+@pytest.mark.parametrize("way", ["close_fds=False", "and the switch"])
+def test_a_program_with_a_file_of_its_mount_open_starts_another(places: Places, way: str) -> None:
+    """Each way that the page gives: its child would close the file, and we would have to answer meanwhile."""
+    code = (
+        "import subprocess, passthrough; passthrough.install_wake_signal()\n"
+        "with mount(Tree(sys.argv[1], posix_lock=True, passthrough='off'), sys.argv[2], io_uring='off'):\n"
+        "    with open(sys.argv[2] + '/file', 'a') as file:\n"
+        + (
+            "        subprocess.run(['true'], check=True, close_fds=False)\n"
+            if way == "close_fds=False"
+            else "        subprocess._USE_VFORK = False; subprocess.run(['true'], check=True)\n"
+        )
+    )
+    assert ends(program(code, places.source, places.point)) == (0, "", "")
+
+
 _ORDINARY = """
 def descriptors():
     return sorted(name for name in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{name}'))
