@@ -68,7 +68,7 @@ def owned(tree: Tree, options: OwnerOptions) -> FileSystem:
     if options.squash is not Squash.NONE:
         fs = Squashed(tree, options.anon_uid, options.anon_gid, everybody=options.squash is Squash.ALL)
     if options.translate_uid or options.translate_gid:
-        fs = Translated(fs, options.translate_uid, options.translate_gid, every_caller=fs is not tree)
+        fs = Translated(fs, options.translate_uid, options.translate_gid)
     return fs
 
 

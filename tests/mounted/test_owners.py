@@ -329,38 +329,6 @@ def test_a_thread_is_itself_again(harness: Harness) -> None:
         assert as_user((mount.point / "secret").read_bytes, 1000, 1000) == b"content"
 
 
-@pytest.mark.parametrize("caller", [0, 1000])
-def test_who_is_root_here_or_in_the_source_is_squashed_in_all_that_is_done(harness: Harness, caller: int) -> None:
-    """1000 is root in the source; root is nobody special there, but the kernel that asks lets it do everything."""
-    source = harness.directory("s", 0o777)
-    for name, uid in (("roots", 0), ("others", 5000), ("anons", 4001)):
-        (source / name).write_text(name)
-        (source / name).chmod(0o600)
-        os.chown(source / name, uid, uid)
-        os.setxattr(source / name, "user.of", name.encode())
-    (source / "closed").mkdir(0o700)
-    lines = [f"translate_{kind}=map:{line}" for kind in ("uid", "gid") for line in ("1000:0:1", "0:5000:1", "7:4001:1")]
-    words = ",".join(("allow_other,squash=root,anon_uid=4001,anon_gid=4001,cache=never", *lines))
-    point = harness.mount("-o", words, source=source).point
-
-    def tries() -> dict[str, list[object]]:
-        calls: tuple[Callable[[Path], object], ...] = (
-            lambda path: path.read_text(),
-            lambda path: os.getxattr(path, "user.of").decode(),
-            lambda path: path.chmod(0o600),
-        )
-        names = ("roots", "others", "anons")
-        return {name: [attempt(lambda c=call, n=name: c(point / n)) for call in calls] for name in names}  # type: ignore[misc]
-
-    found = as_user(tries, caller, caller)
-    assert found["roots"] == found["others"] == ["EACCES", "EACCES", "EPERM"]
-    assert found["anons"] == (["anons", "anons", None] if caller == 0 else ["EACCES", "EACCES", "EPERM"])
-    assert attempt(lambda: as_user((point / "closed" / "new").touch, caller, caller)) == "EACCES"
-    as_user((point / "new").mkdir, caller, caller)
-    assert owner(source / "new") == (4001, 4001)
-    assert owner(point / "new") == (7, 7)
-
-
 @pytest.mark.parametrize(
     ("words", "named"),
     [

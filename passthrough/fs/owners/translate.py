@@ -5,7 +5,7 @@ lists that are set. Out: the owner in every reply that has one, and access lists
 straight to the file system behind.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...filesystem import Attr, Context, Dirent, Entry, FileSystem, IoctlReply, Opened, SetAttr, Statx
@@ -14,40 +14,21 @@ from ..acl import NAMES, translated
 from ..decorator import Decorator
 from .idmap import IdTable, Line
 
-_BY_CHECKED_CALLERS = (
-    "lookup readlink unlink rmdir rename2 link open opendir setattr getxattr setxattr listxattr removexattr write"
-    " fallocate copy_file_range"
-).split()
-"""What the kernel that asks has decided about, so that mostly nobody wants to know who asks."""
-
 
 class Translated(Decorator):
     """Stands before another FileSystem. Both tables are as IdTable has them."""
 
-    def __init__(
-        self, fs: FileSystem, uids: Sequence[Line], gids: Sequence[Line], *, every_caller: bool = False
-    ) -> None:
-        """every_caller: the other file system wants to know who asks in every request (squash.py), and who is root here
-        as well as in the source. ValueError where two lines overlap."""
+    def __init__(self, fs: FileSystem, uids: Sequence[Line], gids: Sequence[Line]) -> None:
+        """ValueError where two lines overlap."""
         super().__init__(fs)
         self._uids, self._gids = IdTable(uids), IdTable(gids)
-        self._root_stays = every_caller
-        if every_caller:
-            for name in _BY_CHECKED_CALLERS:
-                setattr(self, name, self._by_the_caller(getattr(self, name)))
 
     # In
 
     def _caller(self, ctx: Context) -> Context:
         """Who asks, as the source knows it. EPERM where this id must not be used."""
         groups = tuple(map(self._gids.host, ctx.groups)) if ctx.groups else ctx.groups
-        uid, gid = self._uids.host(ctx.uid), self._gids.host(ctx.gid)
-        if self._root_stays:  # the kernel that asks lets root do everything, whatever id it has in the source
-            uid, gid = uid if ctx.uid else 0, gid if ctx.gid else 0
-        return Context(ctx.unique, uid, gid, ctx.pid, groups)
-
-    def _by_the_caller(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda ctx, *arguments: method(self._caller(ctx), *arguments)
+        return Context(ctx.unique, self._uids.host(ctx.uid), self._gids.host(ctx.gid), ctx.pid, groups)
 
     # Out
 
