@@ -1,11 +1,19 @@
-"""Opening by file handle for programs: a thread of this process, where the command has a process of its own."""
+"""Opening by file handle for programs: a thread of this process, where the command has a process of its own.
+
+Its descriptors are this process's too: all of them are among RESERVED_DESCRIPTORS (fs.tree.base).
+"""
 
 import socket
 import threading
+from collections.abc import Sequence
 
 from ..fs.opener import Client, Process
 from ..fs.tree import FileHandles
+from ..fs.tree.filehandles import Token
 from ..opening import can_open, is_wanted
+
+_AT_ONCE = 8
+_MOST_MOUNTS = 16
 
 
 class OpenerThread(Client):
@@ -18,6 +26,11 @@ class OpenerThread(Client):
         self._thread = threading.Thread(target=_run, args=(theirs,), name="opener", daemon=True)
         self._thread.start()
 
+    def seal(self, fds: Sequence[int]) -> list[Token | None]:
+        """See fs.tree.Opener. A few at a time: each is in this process twice meanwhile."""
+        parts = [super(OpenerThread, self).seal(fds[at : at + _AT_ONCE]) for at in range(0, len(fds), _AT_ONCE)]
+        return [token for part in parts for token in part]
+
     def close(self) -> None:
         """Let it end, and wait for that."""
         super().close()
@@ -26,7 +39,7 @@ class OpenerThread(Client):
 
 def _run(end: socket.socket) -> None:
     with end:
-        Process(end).run()
+        Process(end, _MOST_MOUNTS).run()
 
 
 def opener_of(root: int, mode: FileHandles | None) -> OpenerThread | None:

@@ -42,8 +42,9 @@ class Process:
     Mounts are numbered, and numbers not reused: a proof of one holds for no other.
     """
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: socket.socket, most_mounts: int = _MOST_MOUNTS) -> None:
         self._end = end
+        self._most = most_mounts
         self._key = os.urandom(32)
         self._numbers: dict[int, int] = {}
         self._mounts: dict[int, tuple[int, int]] = {}
@@ -95,7 +96,7 @@ class Process:
         """Of this mount. A new one takes a directory, which is tried; EXDEV for another file."""
         number = self._numbers.get(mount_id)
         if number is None:
-            if not stat.S_ISDIR(os.fstat(fd).st_mode) or len(self._mounts) >= _MOST_MOUNTS:
+            if not stat.S_ISDIR(os.fstat(fd).st_mode) or len(self._mounts) >= self._most:
                 raise OSError(errno.EXDEV, "")
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC
             mount = os.open(".", flags, dir_fd=fd)
@@ -163,7 +164,7 @@ class Client:
             at += _sealed.size
             tokens.append(_token(answer[at : at + size]) if size else None)
             at += size
-        return tokens
+        return tokens + [None] * (len(fds) - len(tokens))  # what found no room at the other end
 
     def begin(self, fd: int) -> None:
         """Seal the root of the share, and try to open it. OSError says why it cannot be."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import stat
 import struct
 import subprocess
@@ -29,10 +30,10 @@ from passthrough import (
 from passthrough.fs.decorator import Decorator
 
 from . import idmapping
-from .harness import Harness
+from .harness import Harness, wait_until
 from .posix.children import as_user
 from .posix.modes import attempt
-from .test_api import Places, ends, nothing_left, places, program
+from .test_api import Places, ends, handles, nothing_left, places, program
 
 __all__ = ["places"]
 
@@ -258,6 +259,30 @@ def _make_in_each(places: Places, held: list[int], names: Sequence[str]) -> None
     for name in names:
         st = (places.source / name / "made").stat()
         assert (st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode) & 0o640) == (1234, 1235, 0o640)
+
+
+def test_the_limit_is_that_of_the_whole_program(places: Places) -> None:
+    """What opens by handle has descriptors of this process, for which there is room however many clients want."""
+    names = [f"{number}" for number in range(600)]
+    for name in names:
+        (places.source / name).mkdir()
+        (places.source / name).chmod(0o777)
+    code = (
+        "import logging, resource; logging.basicConfig()\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))\n"
+        "mount(Tree(sys.argv[1], cache='always', passthrough='off'), sys.argv[2], allow_other=True, threads=4).run()\n"
+    )
+    process = program(code, places.source, places.point)
+    wait_until(lambda: process.poll() is not None or handles(process.pid, signal.SIGHUP), "it is mounted")
+    held, outcome = _hold(places.point, names)
+    try:
+        assert outcome == "None"
+        _make_in_each(places, held, names)
+    finally:
+        for fd in held:
+            os.close(fd)
+        process.terminate()
+    assert ends(process) == (0, "", "")
 
 
 def test_file_handles_are_not_had_without_the_right(places: Places) -> None:
