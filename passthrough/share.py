@@ -13,7 +13,7 @@ from .filesystem import FileSystem
 from .fs.capability import CAPABILITY, ClearedCapability
 from .fs.labels import SecurityLabels
 from .fs.mapped import MappedTree, can_hold
-from .fs.owners.squash import Squashed
+from .fs.owners.squash import BY_CALLER, Squashed
 from .fs.owners.translate import Translated
 from .fs.readonly import ReadOnly
 from .fs.renamed import RenamedXattrs
@@ -65,10 +65,12 @@ def in_front(tree: Tree, options: ShareOptions, *, readonly: bool = False) -> Fi
 def owned(tree: Tree, options: OwnerOptions) -> FileSystem:
     """What the options about owners put before the tree."""
     fs: FileSystem = tree
+    by_caller: tuple[str, ...] = ()
     if options.squash is not Squash.NONE:
         fs = Squashed(tree, options.anon_uid, options.anon_gid, everybody=options.squash is Squash.ALL)
+        by_caller = BY_CALLER
     if options.translate_uid or options.translate_gid:
-        fs = Translated(fs, options.translate_uid, options.translate_gid)
+        fs = Translated(fs, options.translate_uid, options.translate_gid, by_caller)
     return fs
 
 

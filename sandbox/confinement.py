@@ -154,14 +154,14 @@ OPENER = frozenset({"DAC_READ_SEARCH", "DAC_OVERRIDE", "FOWNER"})
 """To open by handle; and what the daemon itself opens files with: read and write as asked, O_NOATIME."""
 
 
-def opener_plan(mode: filtering.Mode, name: str, lifeline: int) -> Plan:
+def opener_plan(mode: filtering.Mode, name: str, lifeline: int, keep: frozenset[int] = frozenset()) -> Plan:
     """For a child of a process that is about to confine itself, which opens files by their handles on its behalf.
 
-    To be done when the root is there: it has the same, no other descriptor than lifeline, and no Landlock, which knows
-    files by their paths: one that was opened by its handle may have none.
+    To be done when the root is there: it has the same, no other descriptor than lifeline and those to keep, and no
+    Landlock, which knows files by their paths: one that was opened by its handle may have none.
     """
     return [
-        Step("close all descriptors but one", lambda: process.close_all_but(lifeline)),
+        Step("close all other descriptors", lambda: process.close_all_but(keep | {lifeline})),
         process.no_new_privs_step(),
         *capabilities.plan(OPENER, frozenset()),
         *process.lock_plan(name, lifeline),

@@ -72,14 +72,17 @@ def close_others(keep: frozenset[int]) -> None:
                 continue
 
 
-def close_all_but(kept: int) -> None:
+def close_all_but(kept: frozenset[int]) -> None:
     """The standard streams as well: writing to them fails from now on (EPIPE), and says nothing to a waiting reader."""
     reader, writer = os.pipe()
     os.close(reader)
     for fd in range(3):
         os.dup2(writer, fd)
-    os.closerange(3, kept)
-    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+    first = 3
+    for fd in sorted(kept):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 def adopt_orphans() -> None:

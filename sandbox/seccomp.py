@@ -77,8 +77,8 @@ FILE_HANDLES = ("name_to_handle_at",)
 """To recognise a file. Who may open by handle is a process of its own, with the list below instead of ALLOWED."""
 OPENER = """
     brk clock_gettime close exit exit_group fcntl fstat fstatfs futex getpid gettid lseek madvise mremap munmap
-    name_to_handle_at newfstatat recvmsg restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn sched_yield sendmsg
-    sigaltstack
+    name_to_handle_at newfstatat readlinkat recvmsg restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn sched_yield
+    sendmsg sigaltstack
     """.split()
 SOCKETS = (
     "accept4 bind connect getpeername getsockname getsockopt listen recvmmsg sendmmsg sendto setsockopt shutdown "

@@ -39,7 +39,7 @@ class OpenerThread(Client):
 
 def _run(end: socket.socket) -> None:
     with end:
-        Process(end, _MOST_MOUNTS).run()
+        Process(end, most_mounts=_MOST_MOUNTS).run()
 
 
 def opener_of(root: int, mode: FileHandles | None) -> OpenerThread | None:

@@ -16,6 +16,8 @@ _log = logging.getLogger(__name__)
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _LONGEST = 1000
 """Characters of a status."""
+_READY_S = 10.0
+"""How long a manager that has much to read is waited for, where it must hear: nothing tells it a second time."""
 
 
 class Manager:
@@ -34,7 +36,7 @@ class Manager:
 
     def hand_over(self, pid: int, status: str) -> None:
         """From the process that was started: this one goes on, and serves."""
-        self._tell(f"MAINPID={pid}", "READY=1", _status(status))
+        self._tell(f"MAINPID={pid}", "READY=1", _status(status), seconds=_READY_S)
 
     def status(self, text: str) -> None:
         """A line for people (systemctl status)."""
@@ -48,13 +50,14 @@ class Manager:
         """The end has begun."""
         self._tell("STOPPING=1", _status("ending"))
 
-    def _tell(self, *lines: str) -> None:
+    def _tell(self, *lines: str, seconds: float = 0.0) -> None:
         if self._socket is None:
             return
+        self._socket.settimeout(seconds)
         try:
-            self._socket.send("\n".join(lines).encode(errors="replace"), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._socket.send("\n".join(lines).encode(errors="replace"), socket.MSG_NOSIGNAL)
         except OSError as error:  # a manager that is being restarted: the next time
-            _log.debug("the service manager does not listen: %s", error.strerror)
+            _log.debug("the service manager does not listen: %s", error)
 
     def close(self) -> None:
         """Say no more."""

@@ -13,7 +13,7 @@ import socket
 
 import sandbox
 
-from ..fs.opener import Client, Process, receive, send
+from ..fs.opener import Client, Process, Reach, receive, send
 from ..opening import can_open, is_wanted
 from ..sandbox_options import SandboxMode
 from ..share_options import ShareOptions
@@ -23,11 +23,12 @@ STEP = "start the process that opens files by their handles, for files that were
 _NAME = "pt-opener"
 
 
-def start(mode: sandbox.Seccomp) -> Client:
-    """Fork the process. SandboxError where it cannot confine itself."""
+def start(mode: sandbox.Seccomp, share: int = -1, proc: str = "") -> Client:
+    """Fork the process. SandboxError where it cannot confine itself. With proc, a path to /proc/self/fd, it takes no
+    file to which no path leads from share."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
-        _child(theirs, mode)
+        _child(theirs, mode, share, proc)
     theirs.close()
     client = Client(ours)
     answer, _ = receive(ours)
@@ -36,21 +37,29 @@ def start(mode: sandbox.Seccomp) -> Client:
     return client
 
 
-def _child(end: socket.socket, mode: sandbox.Seccomp) -> None:
+def _child(end: socket.socket, mode: sandbox.Seccomp, share: int = -1, proc: str = "") -> None:
     try:
         for number in ENDING:  # they are the daemon's, which may have to answer yet
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
-        process = Process(end)  # with its key: there is no getrandom(2) later
         try:
-            sandbox.enter(sandbox.opener_plan(mode, _NAME, end.fileno()))
-        except sandbox.SandboxError as error:
+            reach = Reach(share, proc) if proc else None
+            process = Process(end, reach)  # with its key: there is no getrandom(2) later
+            keep = reach.descriptors if reach is not None else frozenset()
+            sandbox.enter(sandbox.opener_plan(mode, _NAME, end.fileno(), keep))
+        except (sandbox.SandboxError, OSError) as error:
             send(end, str(error).encode(), [])
         else:
             send(end, b"ready", [])
             process.run()
     finally:
         os._exit(0)
+
+
+def _walk_proc() -> str:
+    """In a root of our own, with /proc/self/fd as the working directory: empty where no path leads out of the share,
+    else, by the one that does, /proc/self/fd."""
+    return "" if os.path.samestat(os.stat("."), os.stat("..")) else "../../self/fd"
 
 
 class FileOpener:
@@ -72,11 +81,11 @@ class FileOpener:
         rooted = self._options.sandbox in (SandboxMode.NAMESPACE, SandboxMode.CHROOT)
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if rooted else os.dup(opened)
         try:
-            self._begin(root)
+            self._begin(root, _walk_proc() if rooted else "/proc/self/fd")
         finally:
             os.close(root)
 
-    def _begin(self, root: int) -> None:
-        client = start(sandbox.Seccomp(self._options.seccomp.value))
+    def _begin(self, root: int, proc: str) -> None:
+        client = start(sandbox.Seccomp(self._options.seccomp.value), root, proc)
         if can_open(client, root, self._mode):
             self.client = client

@@ -3,6 +3,9 @@
 A handle goes out with a proof (keyed BLAKE2) that it was taken of a descriptor that was shown, and comes back with it.
 So who has the other end reaches with it what could have been kept open as well, and no other file.
 
+An O_PATH descriptor is not yet an open file: Landlock lets it be had of anything. Where Landlock alone keeps other
+files from being opened, since a path leads out of the share, only what a path leads to from it is taken (Reach).
+
     S fds                 seal: for each a length and errno, or the mount's number, the proof and the handle
     O flags token         open: errno, and the descriptor
     D mount               drop: errno
@@ -15,6 +18,7 @@ import errno
 import hashlib
 import hmac
 import os
+import resource
 import socket
 import stat
 import threading
@@ -27,6 +31,7 @@ from .tree.filehandles import BATCH, Token
 _LONGEST = 1 << 16
 _PROOF = 16
 _MOST_MOUNTS = 512
+_OWN = 16  # descriptors besides those of mounts and of a message: five, and what a call holds for a moment
 _FLAGS = (
     os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_DIRECTORY | os.O_NOATIME | os.O_DSYNC | os.O_SYNC | os.O_DIRECT
 )
@@ -36,16 +41,51 @@ _mount = Struct("=Q")
 _word = Struct("=I")
 
 
+class Reach:
+    """What lies in the share, where nothing but Landlock, which this process is without, keeps the daemon in it."""
+
+    def __init__(self, share: int, proc: str) -> None:
+        """proc: a path to /proc/self/fd. OSError where there is none."""
+        self._share = share
+        self._proc = os.open(proc, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.descriptors = frozenset({share, self._proc})
+
+    def holds(self, fd: int, mount_id: int, handle: bytes) -> bool:
+        """Whether a path leads from the share to what fd is open on.
+
+        It is walked on the share's mount and the file's own: another may be the one that is served, which would ask
+        the daemon, which waits for us.
+        """
+        top, path = (os.readlink(f"{each}", dir_fd=self._proc).rstrip("/") + "/" for each in (self._share, fd))
+        if not path.startswith(top):
+            return False
+        at = os.dup(self._share)
+        mounts = {syscalls.name_to_handle_at(at)[0], mount_id}
+        try:
+            for name in path[len(top) : -1].split("/") if path != top else ():
+                below = os.open(name, _PATH | os.O_CLOEXEC, dir_fd=at)
+                os.close(at)
+                at = below
+                if syscalls.name_to_handle_at(at)[0] not in mounts:
+                    return False
+            return syscalls.name_to_handle_at(at) == (mount_id, handle)
+        finally:
+            os.close(at)
+
+
 class Process:
     """What opens, with the rights of the thread that runs it.
 
     Mounts are numbered, and numbers not reused: a proof of one holds for no other.
     """
 
-    def __init__(self, end: socket.socket, most_mounts: int = _MOST_MOUNTS) -> None:
+    def __init__(self, end: socket.socket, reach: Reach | None = None, most_mounts: int = _MOST_MOUNTS) -> None:
         self._end = end
-        self._most = most_mounts
+        self._reach = reach
         self._key = os.urandom(32)
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # A message must find room, or it loses descriptors. The share's own mount is known all the same.
+        self._most = max(1, min(most_mounts, soft - BATCH - _OWN))
         self._numbers: dict[int, int] = {}
         self._mounts: dict[int, tuple[int, int]] = {}
         self._next = 1
@@ -83,6 +123,8 @@ class Process:
     def _seal(self, fd: int) -> bytes:
         try:
             mount_id, handle = syscalls.name_to_handle_at(fd)
+            if self._reach is not None and not self._reach.holds(fd, mount_id, handle):
+                raise OSError(errno.EXDEV, "")
             number = _mount.pack(self._number(mount_id, handle, fd))
         except OSError as error:
             return _sealed.pack(0, error.errno or errno.EIO)

@@ -1,7 +1,8 @@
 """Extended attributes under other names: what an xattrmap says, before any FileSystem.
 
 Rules of this file: names that come in are the caller's, names that go on are the host's. Nobody but the map decides
-which names of the host's can be reached. Who may see `trusted.` is asked of the caller's names, since the kernel checks
+which names of the host's can be reached, and what is listed by one name is not reached by another, since the kernel
+that asks checks rights by names. Who may see `trusted.` is asked of the caller's names, since the kernel checks
 those and not the host's; and `system.`, which names what a file system does and not what it stores, is never renamed.
 """
 
@@ -62,7 +63,7 @@ class RenamedXattrs(Decorator):
         kind, host = self.xattrmap.to_host(name)
         if kind is Kind.UNSUPPORTED or self._is_renamed_system(name):
             raise failure(errno.ENOTSUP)
-        if kind is Kind.BAD:
+        if kind is Kind.BAD or self.xattrmap.to_guest(host) not in (name, None):
             raise failure(bad)
         return host
 

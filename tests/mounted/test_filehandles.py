@@ -71,11 +71,12 @@ def test_with_descriptors_alone_the_budget_is_honest(harness: Harness) -> None:
     mount.umount()
 
 
-def test_all_those_files_can_be_in_use_at_once(harness: Harness) -> None:
+@pytest.mark.parametrize("mode", ["namespace", "landlock"])
+def test_all_those_files_can_be_in_use_at_once(harness: Harness, mode: str) -> None:
     """The same with handles: the kernel cannot forget what a program refers to."""
     source = harness.directory("source")
     fill(source, 1, 1000)
-    mount = harness.mount("-o", "cache=always", source=source, descriptors=_FEW)
+    mount = harness.mount("-o", f"cache=always,sandbox={mode}", source=source, descriptors=_FEW)
     held = [os.open(mount.point / "0" / f"{number}", os.O_PATH) for number in range(1000)]
     try:
         for number, fd in enumerate(held):

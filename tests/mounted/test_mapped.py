@@ -299,6 +299,24 @@ def test_a_file_that_is_read_past_the_daemon_is_written_so(passing: Mount) -> No
     assert _mode(passing.source / "file") == 0o600
 
 
+def test_a_real_program_never_becomes_a_suid_program_of_its_real_owners(passing: Mount) -> None:
+    """It was there before, and is somebody's else on the mount: who may change it there must not be root here."""
+    real = passing.source / "program"
+    shutil.copy("/usr/bin/id", real)
+    real.chmod(0o755)
+    os.chown(passing.point / "program", 1000, 1000)
+
+    def seize() -> int:
+        with open(passing.point / "program", "rb") as held:
+            os.fchmod(held.fileno(), 0o4755)
+            return _mode(real)
+
+    assert as_user(seize, 1000, 1000) == 0o4644, "SUID is the sign, and nobody can execute it"
+    assert _mode(passing.point / "program") == 0o4755
+    passing.umount()
+    assert _mode(real) == 0o644
+
+
 def test_many_open_and_change_modes_at_once(passing: Mount) -> None:
     """Whatever the order: what was written after the last chmod has no SUID, and nothing real is left of it."""
     file = passing.point / "file"

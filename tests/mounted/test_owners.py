@@ -301,6 +301,49 @@ def test_squashed_root_has_the_rights_of_the_anonymous_user(harness: Harness) ->
     assert owner(mount.source / "by another") == (1000, 1000)
 
 
+@pytest.mark.parametrize("cache", ["auto", "always"])
+def test_what_others_have_looked_up_is_not_open_to_squashed_root(harness: Harness, cache: str) -> None:
+    """The kernel lets root search any directory whose names it knows."""
+    mount = harness.mount("-o", f"allow_other,squash=root,cache={cache}", source=harness.directory("s", 0o777))
+    as_user(lambda: (mount.point / "home").mkdir(0o700), 1000, 1000)
+    path = mount.point / "home" / "file"
+    as_user(lambda: path.write_bytes(b"x"), 1000, 1000)
+    assert (mount.source / "home" / "file").stat().st_mode & 0o004
+    assert as_user(path.read_bytes, 1000, 1000) == b"x"
+    for act in (path.read_bytes, path.unlink, lambda: os.rename(path, mount.point / "moved")):
+        assert attempt(act) == "EACCES"
+    assert as_user(path.read_bytes, 1000, 1000) == b"x"
+
+
+def test_ids_are_translated_before_they_are_squashed(harness: Harness) -> None:
+    """Root of the mount is an ordinary user of the source, and the other way round: in all that they do."""
+    maps = ",".join(f"translate_{kind}=map:{one}:{other}:1" for kind in ("uid", "gid") for one, other in _EXCHANGED)
+    source = harness.directory("s", 0o777)
+    mount = harness.mount("-o", f"allow_other,squash=root,{maps},translate_uid=forbid-guest:7:1", source=source)
+    _others(source)
+    file = mount.point / "file"
+    file.write_bytes(b"x")
+    assert owner(source / "file") == (1000, 1000)
+    file.chmod(0o600)
+    os.setxattr(file, "user.name", b"value")
+    os.utime(file, (1, 1))
+    assert (file.read_bytes(), os.getxattr(file, "user.name")) == (b"x", b"value")
+    file.rename(mount.point / "moved")
+    (mount.point / "moved").unlink()
+
+    def roots(call: Callable[[], object]) -> object:
+        return attempt(lambda: as_user(call, 1000, 1000))
+
+    assert roots((mount.point / "secret").read_bytes) == "EACCES"
+    assert roots((mount.point / "open").unlink) is None, "anybody may"
+    assert roots(lambda: (mount.point / "program").chmod(0o777)) == "EPERM"
+    assert roots((mount.point / "sticky" / "file").unlink) == "EPERM"
+    assert as_user((mount.point / "program").read_bytes, 7, 7) == b"content", "it makes nothing"
+
+
+_EXCHANGED = ((0, 1000), (1000, 0))
+
+
 def test_all_are_the_anonymous_user(harness: Harness) -> None:
     mount = harness.mount("-o", "allow_other,squash=all,anon_uid=4001,anon_gid=4002")
     _others(mount.source)

@@ -18,7 +18,7 @@ import pytest
 from passthrough import exitcodes, syscalls
 from passthrough.cli import opener
 from passthrough.fs.opener import Client, receive, send
-from passthrough.fs.tree.filehandles import Token
+from passthrough.fs.tree.filehandles import BATCH, Token
 from passthrough.fs.tree.pins import Descriptor
 from tests.mounted.harness import Harness, Mount, command, ended, log_size, refusal, run, said_in_log, wait_until
 from tests.sandbox.inside import ROOT
@@ -30,19 +30,21 @@ import os, socket, sys
 import sandbox
 from passthrough.cli import opener
 sandbox.load_libraries()
-opener._child(socket.socket(fileno=int(sys.argv[1])), sandbox.Seccomp(sys.argv[2]))
+reach = [os.open(sys.argv[3], os.O_PATH), "/proc/self/fd"] if sys.argv[3:] else []
+opener._child(socket.socket(fileno=int(sys.argv[1])), sandbox.Seccomp(sys.argv[2]), *reach)
 """
 
 
 class Started:
     """The process as it is, started by another program than this one, which has threads; and the end to it."""
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, *within: Path, descriptors: int = 1024) -> None:
+        """within: the share that it keeps to; descriptors: how many it may have."""
         self.end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _SCRIPT, str(theirs.fileno()), mode], pass_fds=[theirs.fileno()], env=environment
-        )
+        words = [sys.executable, "-c", _SCRIPT, str(theirs.fileno()), mode, *map(str, within)]
+        words = ["prlimit", f"--nofile={descriptors}", *words]
+        self.process = subprocess.Popen(words, pass_fds=[theirs.fileno()], env=environment)
         theirs.close()
         assert receive(self.end)[0] == b"ready"
         self.client = Client(self.end)
@@ -171,6 +173,21 @@ def test_a_mount_is_known_by_a_directory_and_until_it_is_dropped(
     assert one(started, tmpfs / "file").mount not in (there.mount, token.mount), "a number is not used again"
 
 
+def test_mounts_leave_room_for_a_message(share: Path, harness: Harness) -> None:
+    """A message that does not find it loses its last descriptors, which would have no answer."""
+    started = Started("errno", descriptors=100)
+    for number in range(40):
+        point = share / f"{number}"
+        point.mkdir()
+        harness.run_program("mount", "--bind", share / "dir", point)
+        harness.cleanups.append(lambda path=point: subprocess.run(["umount", "-l", path], check=True))  # type: ignore[misc]
+    token = one(started, share / "file")
+    found = sealed(started, *(share / f"{number}" for number in range(40)))
+    assert sealed(started, *[share / "file"] * BATCH) == [token] * BATCH
+    assert None in found, "too many mounts: their files are kept by descriptors"
+    started.close()
+
+
 def test_file_systems_without_handles_have_no_tokens(started: Started, share: Path) -> None:
     reader, writer = os.pipe()
     assert started.client.seal([reader, writer]) == [None, None]
@@ -192,6 +209,83 @@ def test_whatever_it_is_asked_it_goes_on(started: Started, share: Path) -> None:
     assert started.refusal_of(b"O") == started.refusal_of(b"D12") == started.refusal_of(b"X") == errno.EINVAL
     assert os.listdir(f"/proc/{started.process.pid}/fd") == before
     os.close(started.client.open(token, os.O_PATH))
+
+
+# Where the root is not the share
+
+
+_TAKEN_OVER = """
+import errno, os, sys
+import sandbox
+from passthrough.cli import opener
+from passthrough.fs.tree import FileHandles
+from passthrough.sandbox_options import SandboxMode
+from passthrough.share_options import ShareOptions
+mode, landlock, share, secret, patch = sys.argv[1:]
+exec(patch)
+sandbox.load_libraries()
+opened = os.open(share, os.O_PATH)
+made = opener.FileOpener(ShareOptions(sandbox=SandboxMode(mode), inode_file_handles=FileHandles.MANDATORY))
+wanted = sandbox.Confinement(
+    mode=sandbox.Mode(mode), landlock=sandbox.Choice(landlock), path=share, opened=opened, file_handles=True
+)
+steps, inside = sandbox.plan(wanted, made.steps(opened))
+sandbox.enter(steps)
+top = "../../.." if inside.proc >= 0 else ""
+share = "/" if inside.proc >= 0 else share + "/"
+try:
+    os.open(top + secret, os.O_RDONLY)
+except PermissionError:
+    print("Landlock")
+beyond = [os.open(top + path, os.O_PATH | os.O_NOFOLLOW) for path in ("/", os.path.dirname(secret), secret)]
+print(made.client.seal(beyond))
+token = made.client.seal([os.open(share + "file", os.O_PATH)])[0]
+print(os.read(made.client.open(token, os.O_RDONLY), 100).decode())
+"""
+
+_NO_MOUNT_FOR_PROC = """
+from sandbox import syscalls
+from sandbox.plan import CallError
+def refused(*_):
+    raise CallError("open_tree", 1)
+syscalls.open_tree = refused
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "landlock", "patch"), [("landlock", "auto", ""), ("none", "on", ""), ("chroot", "on", _NO_MOUNT_FOR_PROC)]
+)
+def test_landlock_alone_keeps_a_daemon_in_that_has_it(mode: str, landlock: str, patch: str, share: Path) -> None:
+    """Landlock forbids to open, and not to have an O_PATH descriptor, which must not be as good."""
+    words = [sys.executable, "-c", _TAKEN_OVER, mode, landlock, str(share), str(share.parent / "secret"), patch]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=60)
+    assert result.stdout == "Landlock\n[None, None, None]\nshared\n", result.stderr
+
+
+def test_a_share_is_what_a_path_leads_to_from_it(share: Path, harness: Harness) -> None:
+    """Not what lies beside it, what was moved away, or what a mount hides; but other file systems below."""
+    started = Started("errno", share)
+    beside = share.parent / (share.name + "2")
+    for path in (beside, share / "dir" / "below", share / "hidden", share / "moved"):
+        path.mkdir()
+        (path / "file").touch()
+    (share / "link").symlink_to(beside)
+    fds = [path_fd(share / "moved"), path_fd(share / "hidden" / "file")]
+    (share / "moved").rename(beside / "moved")
+    for point in (share / "hidden", share / "dir" / "below"):
+        harness.run_program("mount", "-t", "tmpfs", "none", point)
+        harness.cleanups.append(lambda path=point: subprocess.run(["umount", "-l", path], check=True))  # type: ignore[misc]
+        (point / "there").touch()
+    known = sealed(started, share, share / "dir", share / "file", share / "link")
+    assert all(known)
+    assert started.client.seal([Descriptor(fd) for fd in fds]) == [None, None]
+    assert sealed(started, beside, beside / "file", share.parent, Path("/"), Path("/proc")) == [None] * 5
+    assert all(sealed(started, share / "dir" / "below", share / "dir" / "below" / "there"))
+    before = len(os.listdir(f"/proc/{started.process.pid}/fd"))
+    assert sealed(started, share / "file") == known[2:3]
+    assert len(os.listdir(f"/proc/{started.process.pid}/fd")) == before
+    started.close()
 
 
 def test_what_it_is(started: Started) -> None:

@@ -1,6 +1,8 @@
 """What a service manager is told, and by whom."""
 
+import contextlib
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,6 +61,24 @@ def test_it_is_told_of_every_state(start: Start, tmp_path: Path, kind: str) -> N
         assert peer.states()["STOPPING"] == "1"
         manager.close()
         manager.alive()
+
+
+def test_a_manager_that_has_much_to_read_hears_of_readiness_all_the_same(start: Start, tmp_path: Path) -> None:
+    with listening(tmp_path / "notify") as peer:
+        manager = start({"NOTIFY_SOCKET": peer.address})
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others:
+            others.connect(peer.address)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    others.send(b"STATUS=of others", socket.MSG_DONTWAIT)
+        manager.status("which is not waited for")
+        telling = threading.Thread(target=lambda: manager.ready("here"))
+        telling.start()
+        telling.join(0.2)  # who does not wait is through by then, and was not heard
+        assert peer.until("READY")["STATUS"] == "here"
+        telling.join()
+        manager.alive()
+        assert peer.states() == {"WATCHDOG": "1"}
 
 
 @pytest.mark.parametrize("watched", ["1", "0", "", "x"])

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passthrough.filesystem import FileSystem
+from passthrough.filesystem import FileSystem, SetAttr
 from passthrough.fs import acl
+from passthrough.fs.mapped import MappedTree
 from passthrough.fs.mapped.virtual import Virtual, read, write
 from passthrough.fs.owners.idmap import IdTable, Kind, Line, parse_line
 from passthrough.fs.owners.translate import Translated
-from passthrough.fs.tree import Tree
+from passthrough.fs.tree import Tree, TreeConfig
 from passthrough.protocol import constants as c
-from tests.unit.helpers import ME, ROOT_ID, raises
+from tests.unit.helpers import ME, ROOT_ID, find, path_fd, raises
 
 _IDS = st.integers(0, 200)
 _LINES = st.lists(
@@ -164,3 +165,32 @@ def test_virtual_owners(tmp_path: Path) -> None:
     assert read(str(file), directory) == Virtual(stat.S_IFDIR | 0o640, 1, 6), "a directory stays one"
     fifo = Virtual(stat.S_IFIFO | 0o600, 1, 2)
     assert read(str(file), fifo) == fifo
+
+
+def test_a_program_that_changes_hands_is_never_the_new_owners_suid_program(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even between two xattrs: another client, or another daemon, may look then."""
+    tree = MappedTree(path_fd(source), TreeConfig())
+    nodeid = find(tree, b"file").nodeid
+
+    def setattr_(valid: int, **values: int) -> None:
+        attrs = SetAttr(*(0,) * len(SetAttr._fields))
+        tree.setattr(ME, nodeid, attrs._replace(valid=valid, **values))
+
+    setattr_(c.FATTR_UID | c.FATTR_GID, uid=1000, gid=1000)
+    setattr_(c.FATTR_MODE, mode=0o6755)
+    real = os.setxattr
+    seen = []
+
+    def look(path: str, *arguments: object) -> None:
+        real(path, *arguments)  # type: ignore[arg-type]
+        seen.append(read(path, Virtual(stat.S_IFREG | 0o644, 0, 0)))
+
+    monkeypatch.setattr(os, "setxattr", look)
+    setattr_(c.FATTR_UID | c.FATTR_GID, uid=0, gid=0)
+    monkeypatch.undo()
+    assert seen[-1] == Virtual(stat.S_IFREG | 0o755, 0, 0)
+    assert not [each for each in seen if 0 in each[1:3] and each.mode & 0o6000]
+    tree.destroy()
+    os.close(tree.proc)

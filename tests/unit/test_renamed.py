@@ -115,6 +115,24 @@ def test_what_the_system_names_is_not_stored_under_another_name(tree: Tree, sour
             attempt()
 
 
+@pytest.mark.parametrize("name", [b"security.capability", b"trusted.overlay.opaque"])
+def test_what_takes_a_right_has_no_other_name_that_takes_none(tree: Tree, source: Path, name: bytes) -> None:
+    """The map does not forbid the host's name: anybody who owns a file may set user.*."""
+    fs = _renamed(tree, ":prefix:all:security.:user.virtiofs.: :prefix:all:trusted.:user.virtiofs.: :ok:all:::")
+    nodeid = _file(fs)
+    fs.setxattr(ME, nodeid, name, b"root's", 0, 0)
+    other = b"user.virtiofs." + name
+    assert os.getxattr(source / "file", other) == b"root's"
+    with raises(errno.EPERM):
+        fs.setxattr(ME, nodeid, other, b"anybody's", 0, 0)
+    with raises(errno.EPERM):
+        fs.removexattr(ME, nodeid, other)
+    with raises(errno.ENODATA):
+        fs.getxattr(ME, nodeid, other)
+    fs.setxattr(ME, nodeid, b"user.virtiofs.other", b"x", 0, 0)
+    assert fs.getxattr(ME, nodeid, name) == b"root's"
+
+
 def test_trusted_is_asked_of_the_guests_names(tree: Tree, source: Path) -> None:
     fs = _renamed(tree, "overlay")
     nodeid = _file(fs)

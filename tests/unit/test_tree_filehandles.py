@@ -6,6 +6,7 @@ The handles are the kernel's own. What opens them stands in for the process that
 import errno
 import os
 import random
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from passthrough.fs.tree.pins import Descriptor
 from passthrough.protocol import constants as c
 from passthrough.protocol.negotiation import Agreement
 from tests.doubles import DeafKernel
+from tests.mounted.harness import wait_until
 from tests.unit.direct import Direct
 from tests.unit.helpers import ME, ROOT_ID, at_once, descriptors, find, in_thread, path_fd, raises
 
@@ -304,6 +306,28 @@ def test_a_mount_is_dropped_with_its_last_inode(few: Few, source: Path) -> None:
     assert opener.dropped == []
     tree.getattr(ME, nodes[1], None)
     tree.forget(nodes[1], _ALL)
+    assert opener.dropped == [other]
+
+
+def test_a_mount_is_dropped_when_its_last_inode_is_forgotten_while_it_is_let_go(few: Few, source: Path) -> None:
+    tree, opener = few()
+    nodeid = find(tree, b"file").nodeid
+    (token,) = opener.seal([Descriptor(path_fd(source))])
+    assert token
+    other = 4711  # as if it lay on another mount
+    opener.mounts[other] = os.dup(opener.mounts[token.mount])
+    real = opener.seal
+    forgetting = threading.Thread(target=lambda: tree.forget(nodeid, _ALL))
+
+    def seal(fds: Sequence[int]) -> list[Token | None]:
+        forgetting.start()
+        wait_until(lambda: len(tree.inodes) == 1, "it is forgotten")
+        forgetting.join(0.01)
+        return [token and token._replace(mount=other) for token in real(fds)]
+
+    opener.seal = seal  # type: ignore[method-assign]
+    let_go(tree)
+    forgetting.join()
     assert opener.dropped == [other]
 
 

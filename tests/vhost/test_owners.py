@@ -120,6 +120,28 @@ def test_translated_ids() -> None:
         assert os.listdir(daemon.shared) == ["file"]
 
 
+def test_a_guest_that_asks_for_what_was_not_agreed_on_is_squashed_all_the_same() -> None:
+    """A directory that may be listed and not searched: READDIRPLUS would look its names up for the daemon."""
+    with backend("--squash=all", "--anon-uid=4001", "--anon-gid=4002") as daemon, daemon.front() as front:
+        for path in (daemon.base, daemon.shared):
+            path.chmod(0o755)
+        (daemon.shared / "listed").mkdir()
+        (daemon.shared / "listed" / "file").touch()
+        (daemon.shared / "listed").chmod(0o744)
+        client = Client(front)
+        client.init(INIT_FLAGS)
+        listed = client.lookup(1, b"listed")
+        with pytest.raises(ReplyError) as refused:
+            client.lookup(listed, b"file")
+        assert refused.value.errno == errno.EACCES
+        body = client.call("opendir", listed, s.FUSE_OPEN_IN.struct.pack(0, 0), out=s.FUSE_OPEN_OUT.size)
+        args = s.FUSE_READ_IN.struct.pack(s.FUSE_OPEN_OUT.struct.unpack_from(body)[0], 0, 4096, 0, 0, 0)
+        assert b"file" in client.call("readdir", listed, args, room=4096).tobytes()
+        with pytest.raises(ReplyError) as refused:
+            client.call("readdirplus", listed, args, room=4096)
+        assert refused.value.errno == errno.ENOSYS
+
+
 def test_the_words_of_virtiofsd(tmp_path: Path) -> None:
     words = [f"--shared-dir={tmp_path}", f"--socket-path={tmp_path}/socket"]
     options = virtiofsd.options_of(

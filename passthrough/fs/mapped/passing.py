@@ -3,7 +3,8 @@
 The kernel of the source takes SUID from the real file when it is written so (the registering thread has no CAP_FSETID,
 see fs/tree/backing.py). So while a file that somebody may write past us has such bits, they are not kept in its xattrs:
 they are remembered here, and hold as long as the real file has a SUID bit, which is set for that purpose and means
-nothing else, since nobody can execute the real file. At the last close what is left goes to the xattrs.
+nothing else, since nobody can execute the real file: one that was not made here loses its x bits with it. At the last
+close what is left goes to the xattrs.
 """
 
 import contextlib
@@ -15,6 +16,8 @@ from ..tree.handles import Handle
 from ..tree.inodes import Inode, Key
 from .tree import VirtualOwners, taken_by_writing
 from .virtual import Virtual
+
+_EXECUTE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
 
 class Passing(VirtualOwners):
@@ -49,7 +52,9 @@ class Passing(VirtualOwners):
     def _chmod_real(self, inode: Inode, bit: int) -> None:
         fd = inode.fd
         mode = stat.S_IMODE(os.stat(fd).st_mode) & ~stat.S_ISUID
-        os.chmod(str(fd), mode | bit, dir_fd=self.proc)
+        if bit:
+            mode = mode & ~_EXECUTE | bit
+        os.chmod(str(fd), mode, dir_fd=self.proc)
 
     def opened(self, inode: Inode, fd: int, flags: int, mode: int | None = None) -> Opened:
         """A file that has the bits goes through the daemon, unless it is open past it already."""

@@ -280,8 +280,8 @@ class VirtualOwners(Tree):
         if c.FUSE_INVALID_UIDGID in (uid, gid):
             raise failure(errno.EINVAL)
         self._special(inode)
+        self._kill(inode)  # first: it must never be the new owner's SUID program
         self._keep(inode, uid=uid, gid=gid)
-        self._kill(inode)
         fd = inode.fd
         os.chown(str(fd), -1, -1, dir_fd=self.proc)  # file capabilities go, as they do with an owner
 

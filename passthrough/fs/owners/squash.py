@@ -5,11 +5,11 @@ a capability, whatever the kernel that asks has allowed. So root cannot read a f
 Stands directly before the tree: ids are the source's here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
-from ...filesystem import Buffers, Context, Later
+from ...filesystem import Buffers, Context, Dirent, Entry, Later, unsupported
 from ...protocol import constants as c
 from ..decorator import Decorator
 from ..tree import Tree
@@ -20,7 +20,8 @@ _AS_THE_CALLER = (
     " getxattr setxattr listxattr removexattr"
 ).split()
 """What the source's kernel decides about; the rest works on what is open already, or tells no secret."""
-
+BY_CALLER = (*_AS_THE_CALLER, "write", "fallocate", "copy_file_range")
+"""The methods that look at who asks."""
 
 _UNSEEN = (
     c.FUSE_PASSTHROUGH | c.FUSE_WRITEBACK_CACHE | c.FUSE_ALLOW_IDMAP | c.FUSE_DO_READDIRPLUS | c.FUSE_READDIRPLUS_AUTO
@@ -74,6 +75,8 @@ class Squashed(Decorator):
         self.flags = tree.flags & ~_UNSEEN
         self.required = tree.required & ~_UNSEEN
         self._uid, self._gid, self._everybody = uid, gid, everybody
+        if not everybody:
+            tree.entry_ns = 0  # a name that the kernel still knows has been looked up by others, who may search there
         self._credentials = SquashingCredentials(trusting=tree.config.default_permissions)
         tree.credentials = self._credentials
         for name in _AS_THE_CALLER:
@@ -104,6 +107,12 @@ class Squashed(Decorator):
 
     def _in_the_name(self, method: Callable[..., Any]) -> Callable[..., Any]:
         return lambda ctx, *arguments: method(self._squash(ctx) or ctx, *arguments)
+
+    def readdirplus(
+        self, ctx: Context, nodeid: int, fh: int, offset: int, size: int
+    ) -> Iterator[tuple[Dirent, Entry | None]]:
+        """ENOSYS also for who asks without having agreed on it: it looks names up, which takes more than to list."""
+        unsupported()
 
     def write(
         self, ctx: Context, nodeid: int, fh: int, offset: int, data: Buffers, write_flags: int, flags: int

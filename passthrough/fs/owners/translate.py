@@ -1,11 +1,11 @@
 """A file system whose ids are others than the source's: another one, with ids translated on their way in and out.
 
-In: the caller's ids where a file is made or the source's kernel decides by them, those of chown, and those in access
-lists that are set. Out: the owner in every reply that has one, and access lists that are read. Everything else goes
-straight to the file system behind.
+In: the caller's ids where a file is made, where the source's kernel decides by them, and where the file system behind
+does; those of chown, and those in access lists that are set. Out: the owner in every reply that has one, and access
+lists that are read. Everything else goes straight to the file system behind.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ...filesystem import Attr, Context, Dirent, Entry, FileSystem, IoctlReply, Opened, SetAttr, Statx
@@ -14,14 +14,22 @@ from ..acl import NAMES, translated
 from ..decorator import Decorator
 from .idmap import IdTable, Line
 
+_CALLER_IN = frozenset("symlink mknod mkdir create tmpfile access ioctl".split())
+"""The methods below that translate the caller themselves."""
+
 
 class Translated(Decorator):
     """Stands before another FileSystem. Both tables are as IdTable has them."""
 
-    def __init__(self, fs: FileSystem, uids: Sequence[Line], gids: Sequence[Line]) -> None:
-        """ValueError where two lines overlap."""
+    def __init__(
+        self, fs: FileSystem, uids: Sequence[Line], gids: Sequence[Line], by_caller: Iterable[str] = ()
+    ) -> None:
+        """by_caller: the methods for which fs looks at who asks. ValueError where two lines overlap."""
         super().__init__(fs)
         self._uids, self._gids = IdTable(uids), IdTable(gids)
+        for name in by_caller:
+            if name not in _CALLER_IN:
+                setattr(self, name, self._by_caller(getattr(self, name)))
 
     # In
 
@@ -29,6 +37,18 @@ class Translated(Decorator):
         """Who asks, as the source knows it. EPERM where this id must not be used."""
         groups = tuple(map(self._gids.host, ctx.groups)) if ctx.groups else ctx.groups
         return Context(ctx.unique, self._uids.host(ctx.uid), self._gids.host(ctx.gid), ctx.pid, groups)
+
+    def _by_caller(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """For what makes nothing: an id that must not be used stays as it is."""
+
+        def call(ctx: Context, *arguments: Any) -> Any:
+            try:
+                ctx = self._caller(ctx)
+            except PermissionError:
+                pass
+            return method(ctx, *arguments)
+
+        return call
 
     # Out
 

@@ -135,10 +135,10 @@ class Keeping:
         return held is not None and self.able(inode.key[1:3], held) and _has_name(held)
 
     def _seal(self, inodes: list[Inode]) -> None:
-        held = [(inode, fd) for inode in inodes if (fd := inode.held) is not None]
-        if not held:
-            return
-        with self._counting:
+        with self._counting:  # who is forgotten from now on is counted, and waits for it
+            held = [(inode, fd) for inode in inodes if (fd := inode.held) is not None and self._inodes.remembers(inode)]
+            if not held:
+                return
             try:
                 tokens = self._opener.seal([fd for _, fd in held])
             except OSError as error:
@@ -173,11 +173,8 @@ class Keeping:
 
     def forgotten(self, inodes: Iterable[Inode]) -> None:
         """Inodes that are no longer remembered; a mount of which none is, is let go."""
-        tokens = [inode.sealed.token for inode in inodes if inode.sealed is not None]
-        if not tokens:
-            return
         with self._counting:
-            for token in tokens:
+            for token in [inode.sealed.token for inode in inodes if inode.sealed is not None]:
                 self._uses[token.mount] -= 1
                 if not self._uses[token.mount]:
                     del self._uses[token.mount]

@@ -129,6 +129,10 @@ class InodeMap:
         """The inode with this key, without counting a lookup."""
         return self._by_key.get(key)
 
+    def remembers(self, inode: Inode) -> bool:
+        """Whether it has not been forgotten."""
+        return self._by_nodeid.get(inode.nodeid) is inode
+
     def take(self, key: Key) -> Inode | None:
         """The inode with this key, one lookup counted; None where none is held that has it.
 
@@ -176,7 +180,7 @@ class InodeMap:
     def _now_held(self, inode: Inode, fd: int, *, connected: bool, nlookup: int) -> bool:
         """Whether fd was taken over, and the lookup counted: not where the inode is held or forgotten by now."""
         with self._lock:
-            remembered = self._by_nodeid.get(inode.nodeid) is inode
+            remembered = self.remembers(inode)
             if inode.held is not None or (nlookup and not remembered):
                 return False
             inode.held = self.root.pins.hold(fd)
@@ -198,7 +202,7 @@ class InodeMap:
         with self._lock:
             if inode.held is None:
                 inode.held = held
-                if self._by_nodeid.get(inode.nodeid) is inode:
+                if self.remembers(inode):
                     self._held[inode.nodeid] = inode
 
     def touch(self, inode: Inode) -> None:
