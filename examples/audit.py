@@ -28,12 +28,10 @@ class Audit(Tree):
         self.tell(ctx, flags, self.path_of(nodeid))
         return opened
 
-    def create(
-        self, ctx: Context, nodeid: int, name: bytes, flags: int, mode: int, umask: int, open_flags: int
-    ) -> tuple[Entry, Opened]:
+    def create(self, ctx: Context, nodeid: int, name: bytes, flags: int, *how: int) -> tuple[Entry, Opened]:
         """A new one, which is open at once."""
         try:
-            created = super().create(ctx, nodeid, name, flags, mode, umask, open_flags)
+            created = super().create(ctx, nodeid, name, flags, *how)
         except OSError as error:
             if error.errno != errno.ESTALE:  # it is there already: the kernel looks again, and opens it
                 self.tell(ctx, flags, self.path_of(nodeid, name), error)
@@ -41,11 +39,9 @@ class Audit(Tree):
         self.tell(ctx, flags | os.O_CREAT, self.path_of(nodeid, name))
         return created
 
-    def tmpfile(
-        self, ctx: Context, nodeid: int, name: bytes, flags: int, mode: int, umask: int, open_flags: int
-    ) -> tuple[Entry, Opened]:
+    def tmpfile(self, ctx: Context, nodeid: int, name: bytes, flags: int, *how: int) -> tuple[Entry, Opened]:
         """One that has no name yet (O_TMPFILE); told with its directory."""
-        made = super().tmpfile(ctx, nodeid, name, flags, mode, umask, open_flags)
+        made = super().tmpfile(ctx, nodeid, name, flags, *how)
         self.tell(ctx, flags | os.O_CREAT, self.path_of(nodeid))
         return made
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Show SRC on MNT, but for what has a certain name: python3 examples/hide.py SRC MNT '*.key' .git
 
-What is hidden cannot be found, listed, opened, removed, moved or replaced through the mount, and nothing can be made
-that would be hidden (EPERM). A file is hidden by its name: another hard link of it, with a name that is not hidden,
-shows it. A directory that seems empty but hides something cannot be removed (ENOTEMPTY). A name that becomes hidden
-because SRC is changed from outside may be seen until the kernel looks it up again, a second later (cache=auto).
+What is hidden cannot be found, listed, opened, removed, moved or replaced through the mount (ENOENT), and nothing can
+be made that would be hidden (EPERM). A file is hidden by its name: another hard link of it, with a name that is not
+hidden, shows it. A directory that seems empty but hides something cannot be removed (ENOTEMPTY). A name that becomes
+hidden because SRC is changed from outside may be seen until the kernel looks it up again, a second later (cache=auto).
 """
 
 import sys
@@ -27,17 +27,17 @@ class Hiding(Tree):
         """Whether a name is hidden, whoever asks: the kernel keeps for all users what it was told."""
         return any(fnmatchcase(name, pattern) for pattern in self.patterns)
 
-    def check(self, name: bytes, *, error: int) -> None:
-        """Refuse a hidden name."""
+    def shown(self, name: bytes, error: int = ENOENT) -> bytes:
+        """The name, if it is not hidden."""
         if self.hides(name):
             raise failure(error)
+        return name
 
     def lookup(self, ctx: Context, nodeid: int, name: bytes) -> Entry:
         """Every path is walked through here, name by name; b".." is asked for file handles alone (NFS)."""
         if name == b"..":
             raise failure(ENOENT)  # it may lead to what is hidden
-        self.check(name, error=ENOENT)
-        return super().lookup(ctx, nodeid, name)
+        return super().lookup(ctx, nodeid, self.shown(name))
 
     def readdir(self, ctx: Context, nodeid: int, fh: int, offset: int, size: int) -> list[Dirent]:
         """readdirplus lists these as well. None at all would mean the end: go on where a whole piece is hidden."""
@@ -47,42 +47,31 @@ class Hiding(Tree):
             offset = entries[-1].off
         return []
 
-    # What is hidden is not there, and nothing is made that would be hidden.
+    # What is hidden is not there to be removed or moved, and nothing is made that would be hidden.
 
     def unlink(self, ctx: Context, nodeid: int, name: bytes) -> None:
-        self.check(name, error=ENOENT)
-        super().unlink(ctx, nodeid, name)
+        super().unlink(ctx, nodeid, self.shown(name))
 
     def rmdir(self, ctx: Context, nodeid: int, name: bytes) -> None:
-        self.check(name, error=ENOENT)
-        super().rmdir(ctx, nodeid, name)
+        super().rmdir(ctx, nodeid, self.shown(name))
 
     def rename2(self, ctx: Context, nodeid: int, name: bytes, newname: bytes, newdir: int, flags: int) -> None:
-        self.check(name, error=ENOENT)
-        self.check(newname, error=EPERM)
-        super().rename2(ctx, nodeid, name, newname, newdir, flags)
+        super().rename2(ctx, nodeid, self.shown(name), self.shown(newname, EPERM), newdir, flags)
 
     def link(self, ctx: Context, nodeid: int, newname: bytes, oldnodeid: int) -> Entry:
-        self.check(newname, error=EPERM)
-        return super().link(ctx, nodeid, newname, oldnodeid)
+        return super().link(ctx, nodeid, self.shown(newname, EPERM), oldnodeid)
 
     def symlink(self, ctx: Context, nodeid: int, name: bytes, link: bytes) -> Entry:
-        self.check(name, error=EPERM)
-        return super().symlink(ctx, nodeid, name, link)
+        return super().symlink(ctx, nodeid, self.shown(name, EPERM), link)
 
-    def mkdir(self, ctx: Context, nodeid: int, name: bytes, mode: int, umask: int) -> Entry:
-        self.check(name, error=EPERM)
-        return super().mkdir(ctx, nodeid, name, mode, umask)
+    def mkdir(self, ctx: Context, nodeid: int, name: bytes, *mode: int) -> Entry:
+        return super().mkdir(ctx, nodeid, self.shown(name, EPERM), *mode)
 
-    def mknod(self, ctx: Context, nodeid: int, name: bytes, mode: int, rdev: int, umask: int) -> Entry:
-        self.check(name, error=EPERM)
-        return super().mknod(ctx, nodeid, name, mode, rdev, umask)
+    def mknod(self, ctx: Context, nodeid: int, name: bytes, *mode: int) -> Entry:
+        return super().mknod(ctx, nodeid, self.shown(name, EPERM), *mode)
 
-    def create(
-        self, ctx: Context, nodeid: int, name: bytes, flags: int, mode: int, umask: int, open_flags: int
-    ) -> tuple[Entry, Opened]:
-        self.check(name, error=EPERM)
-        return super().create(ctx, nodeid, name, flags, mode, umask, open_flags)
+    def create(self, ctx: Context, nodeid: int, name: bytes, *how: int) -> tuple[Entry, Opened]:
+        return super().create(ctx, nodeid, self.shown(name, EPERM), *how)
 
 
 if __name__ == "__main__":

@@ -6,29 +6,21 @@ value on one line. A key that no file can be named by (empty, `.`, `..`, with a 
 """
 
 import json
-import os
 import stat
 import sys
 from errno import EBADF, ENOENT, ENOTDIR
-from typing import Any, NamedTuple
+from typing import Any
 
 from passthrough import Attr, Context, Dirent, Entry, FileSystem, StatFs, failure, mount
 
 FOREVER_NS = 86_400 * 10**9  # nothing here ever changes, so the kernel may remember it
 
 
-class Node(NamedTuple):
-    """One value of the document: a file's content, or a directory's names and nodes."""
-
-    content: bytes
-    names: dict[bytes, int] | None
-
-
 class JsonTree(FileSystem):
     """A file system from scratch. open, opendir and the rest are not there: the kernel does without (ENOSYS)."""
 
     def __init__(self, value: Any) -> None:
-        self.nodes: dict[int, Node] = {}
+        self.nodes: dict[int, bytes | dict[bytes, int]] = {}  # a file's content, or the nodes of a directory's names
         self.add(value)
 
     def add(self, value: Any) -> int:
@@ -36,16 +28,16 @@ class JsonTree(FileSystem):
         nodeid = len(self.nodes) + 1
         if not isinstance(value, dict | list):
             text = value if isinstance(value, str) else json.dumps(value)
-            self.nodes[nodeid] = Node(text.encode(errors="surrogatepass") + b"\n", None)
+            self.nodes[nodeid] = text.encode(errors="surrogatepass") + b"\n"
             return nodeid
-        self.nodes[nodeid] = Node(b"", names := {})
+        self.nodes[nodeid] = names = {}
         for key, member in value.items() if isinstance(value, dict) else enumerate(value):
             name = str(key).encode(errors="surrogatepass")
-            if name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name and len(name) < 256:
+            if name not in (b"", b".", b"..") and not {0, ord("/")} & set(name) and len(name) < 256:
                 names[name] = self.add(member)
         return nodeid
 
-    def node(self, nodeid: int) -> Node:
+    def node(self, nodeid: int) -> bytes | dict[bytes, int]:
         """EBADF for what was never handed out: a guest may ask for anything."""
         if nodeid not in self.nodes:
             raise failure(EBADF)
@@ -53,42 +45,37 @@ class JsonTree(FileSystem):
 
     def names(self, nodeid: int) -> dict[bytes, int]:
         """What is in a directory."""
-        names = self.node(nodeid).names
-        if names is None:
+        node = self.node(nodeid)
+        if isinstance(node, bytes):
             raise failure(ENOTDIR)
-        return names
+        return node
 
-    def attr(self, nodeid: int) -> Attr:
+    def getattr(self, ctx: Context, nodeid: int, fh: int | None = None) -> tuple[Attr, int]:
         """What stat(2) shows: fields that say nothing are 0."""
         node = self.node(nodeid)
-        mode = stat.S_IFREG | 0o444 if node.names is None else stat.S_IFDIR | 0o555
-        size = len(node.content)
-        return Attr(nodeid, size, (size + 511) // 512, *(0,) * 6, mode, 1, os.getuid(), os.getgid(), 0)
+        size, mode = (len(node), stat.S_IFREG | 0o444) if isinstance(node, bytes) else (0, stat.S_IFDIR | 0o555)
+        return Attr(nodeid, size, (size + 511) // 512, *(0,) * 6, mode, 1, 0, 0, 0), FOREVER_NS
 
     def lookup(self, ctx: Context, nodeid: int, name: bytes) -> Entry:
         found = self.names(nodeid).get(name)
         if found is None:
             raise failure(ENOENT)
-        return Entry(found, self.attr(found), FOREVER_NS, FOREVER_NS)
+        return Entry(found, self.getattr(ctx, found)[0], FOREVER_NS, FOREVER_NS)
 
     def forget(self, nodeid: int, nlookup: int) -> None:
         """Nothing is counted: nodes stay as long as the tree."""
-
-    def getattr(self, ctx: Context, nodeid: int, fh: int | None) -> tuple[Attr, int]:
-        return self.attr(nodeid), FOREVER_NS
 
     def statfs(self, ctx: Context, nodeid: int) -> StatFs:
         return StatFs(0, 0, 0, len(self.nodes), 0, bsize=4096, namelen=255, frsize=4096)
 
     def readdir(self, ctx: Context, nodeid: int, fh: int, offset: int, size: int) -> list[Dirent]:
-        """An entry's offset is the number of the one after it: that is where the kernel goes on."""
+        """An entry's offset is the number of the one after it, where the kernel goes on; type 0 leaves that open."""
         listed = [(b".", nodeid), (b"..", nodeid), *self.names(nodeid).items()]
-        kinds = [self.attr(number).mode >> 12 for _, number in listed]
-        entries = [Dirent(*found, off, kind) for off, (found, kind) in enumerate(zip(listed, kinds, strict=True), 1)]
-        return entries[offset:]
+        return [Dirent(name, number, at + 1, 0) for at, (name, number) in enumerate(listed)][offset:]
 
     def read(self, ctx: Context, nodeid: int, fh: int, offset: int, size: int, flags: int) -> bytes:
-        return self.node(nodeid).content[offset : offset + size]
+        content = self.node(nodeid)
+        return content[offset : offset + size] if isinstance(content, bytes) else b""
 
 
 if __name__ == "__main__":

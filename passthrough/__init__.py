@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api.front import ReadOnly
+    from .api.mapped import MappedTree
     from .api.mounted import Mounted, mount
     from .api.served import Served, serve
     from .api.tree import Tree
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
         Statx,
         failure,
     )
-    from .fs.readonly import ReadOnly
     from .fs.tree import Cache, Choice, ReaddirPlus
     from .protocol import constants
     from .waiting import install_wake_signal
@@ -61,6 +62,7 @@ __all__ = [
     "IoctlReply",
     "Kernel",
     "Later",
+    "MappedTree",
     "Mounted",
     "Opened",
     "ReadOnly",
@@ -79,11 +81,12 @@ __all__ = [
 ]
 
 _WHERE = {
+    "api.front": ("ReadOnly",),
+    "api.mapped": ("MappedTree",),
     "api.mounted": ("Mounted", "mount"),
     "api.served": ("Served", "serve"),
     "api.tree": ("Tree",),
     "errors": ("UserError",),
-    "fs.readonly": ("ReadOnly",),
     "fs.tree": ("Cache", "Choice", "ReaddirPlus"),
     "waiting": ("install_wake_signal",),
 }

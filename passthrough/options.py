@@ -63,6 +63,11 @@ class MountOptions(ShareOptions):
             return "an xattrmap that renames security.capability"
         return None
 
+    def lends_rights(self) -> bool:
+        """Whether other users would have the daemon's rights: neither the kernel checks theirs, nor are they one."""
+        others = self.allow_other or self.allow_root
+        return others and not self.default_permissions and self.squash is not Squash.ALL
+
     def mount_flags(self) -> frozenset[str]:
         """The part that mount(2) is told, as names of transport.mounting.MOUNT_FLAGS."""
         wanted = {
@@ -181,8 +186,13 @@ def collect(settings: Iterable[Setting], *, sloppy: bool = False) -> MountOption
     """The options that these settings add up to; sloppy (mount -s) passes over unknown words."""
     options = replace(MountOptions(), **gather(settings, _BY_WORD, "mount", sloppy=sloppy))
     check(options)
+    return settled(options)
+
+
+def settled(options: MountOptions) -> MountOptions:
+    """These options, and what follows from them."""
     if options.squash is Squash.ALL:  # the source decides, by the one user that all are
-        options = replace(options, default_permissions=False)
+        return replace(options, default_permissions=False)
     return options
 
 

@@ -216,6 +216,11 @@ def effective_capabilities() -> int:
     return int(low | high << 32)
 
 
+def has_capability(number: int) -> bool:
+    """Whether it is in the calling thread's effective set."""
+    return bool(effective_capabilities() >> number & 1)
+
+
 def capabilities() -> bytes:
     """The calling thread's effective, permitted and inheritable sets, as capset(2) takes them."""
     data = ctypes.create_string_buffer(_capability_words.size)

@@ -11,15 +11,14 @@ from typing import Unpack
 from .. import exitcodes
 from ..errors import UserError
 from ..filesystem import FileSystem
-from ..fs.readonly import ReadOnly
 from ..options import MountOptions
 from ..protocol import constants as c
 from ..sessions import Settings, attempt, request_of, settings_of, should_do_without_io_uring
 from ..transport import mounting
 from ..transport.session import Session
 from ..waiting import WAKE_SIGNAL
+from .front import ReadOnly, front, options_of, tree_of
 from .running import Running
-from .tree import Tree
 from .words import MountWords, mount_options
 
 log = logging.getLogger(__name__)
@@ -37,11 +36,13 @@ def mount(fs: FileSystem, mountpoint: str | os.PathLike[str], **words: Unpack[Mo
     UserError where the mount cannot be made, with the line and the status (exitcodes.py) that the command has for it;
     ValueError for a value that a word does not take; TypeError for a word that is none. fs is then still the caller's.
     """
-    options = mount_options(words, default_permissions=fs.default_permissions)
+    options = mount_options(words, options_of(fs))
+    fs = front(fs)
     check_waiting(fs)
     settings = settings_of(options, log.debug if options.debug else None)
     real = _checked(fs, os.fspath(mountpoint), options)
-    name = fs.source if isinstance(fs, Tree) else type(fs).__name__
+    tree = tree_of(fs)
+    name = type(fs).__name__ if tree is None else tree.source
     request = request_of(options, real, name, stat.S_IFMT(os.stat(real).st_mode))
     return Mounted(ReadOnly(fs) if options.ro else fs, request, settings)
 

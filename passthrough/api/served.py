@@ -4,13 +4,13 @@ import logging
 import os
 
 from ..filesystem import FileSystem
-from ..fs.readonly import ReadOnly
 from ..protocol import constants as c
 from ..protocol.negotiation import Wishes
 from ..server import Server
 from ..transport.vhost import listener as listening
 from ..transport.vhost.backend import Backend
 from ..transport.vhost.device import TAG_SIZE, config_space, is_tag
+from .front import ReadOnly, front
 from .mounted import check_waiting
 from .running import Running
 
@@ -46,6 +46,7 @@ def serve(
     _check_numbers(num_request_queues, thread_pool_size, tag)
     if (socket_path is None) == (fd is None) or (fd is not None and socket_group is not None):
         raise ValueError("one of socket_path (with socket_group) and fd is needed, and not both")
+    fs = front(fs)
     if fs.required & c.FUSE_PASSTHROUGH:
         raise ValueError("passthrough='on' is for mounts: a guest's kernel cannot read and write the files itself")
     check_waiting(fs)

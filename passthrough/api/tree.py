@@ -4,6 +4,7 @@ Rules for those who subclass it: passthrough(3), POLICIES. The methods of FileSy
 the rest of fs.tree may change with any release.
 """
 
+import contextlib
 import os
 import resource
 import stat
@@ -11,15 +12,16 @@ from dataclasses import replace
 from errno import ENOTDIR
 from typing import Unpack
 
-from .. import exitcodes
+from .. import exitcodes, share
 from ..errors import UserError
-from ..fs import tree
+from ..filesystem import Agreement, FileSystem, Kernel
+from ..fs import mapped, tree
 from ..fs.tree import Choice, Covered
 from ..fs.tree.base import RESERVED_DESCRIPTORS
-from ..fs.tree.config import ACCESS_LISTS
 from ..fs.tree.inodes import Inode
 from ..transport import mounting
-from .words import TreeWords, tree_config
+from .opener import OpenerThread, opener_of
+from .words import TreeWords, tree_config, tree_options
 
 _GONE = b" (deleted)"  # what d_path() in the kernel's fs/d_path.c writes behind the name of what is no longer there
 _FEWEST = 16
@@ -40,19 +42,49 @@ class Tree(tree.Tree):
         leaves besides those that the program has open now.
 
         OSError where source cannot be opened (ENOTDIR for what is neither a directory nor a regular file), ValueError
-        for a value that a word does not take, TypeError for a word that is none, UserError for passthrough="on"
-        without CAP_SYS_ADMIN.
+        for a value that a word does not take, TypeError for a word that is none, UserError for what this user or the
+        source's file system cannot have.
         """
         config = tree_config(words)
+        self.said = tree_options(words)
+        self._front: FileSystem | None = None
+        self._fronted = False
+        self._opener: OpenerThread | None = None
+        if self.said.mapped is not isinstance(self, mapped.MappedTree):
+            raise ValueError("security_model='mapped-xattr' is for a MappedTree, which has no other")
         if not mounting.may_mount():
             if config.passthrough is Choice.ON:
                 raise UserError("passthrough='on' needs CAP_SYS_ADMIN", exitcodes.PERMISSION)
             config = replace(config, passthrough=Choice.OFF)
-        fd = _opened(source)
-        super().__init__(fd, replace(config, descriptors=config.descriptors or _left()))
+        with contextlib.ExitStack() as undo:
+            fd = _opened(source)
+            undo.callback(os.close, fd)
+            self.source = os.path.abspath(os.fsdecode(source))
+            share.check_source(fd, self.source, self.said)
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                self._opener = opener_of(fd, self.said.inode_file_handles)
+            undo.pop_all()
+        config = replace(config, descriptors=config.descriptors or _left())
+        super().__init__(fd, config, opener=self._opener)
         self.default_permissions = config.default_permissions
-        self.required |= ACCESS_LISTS if words.get("posix_acl") else 0
-        self.source = os.path.abspath(os.fsdecode(source))
+
+    def front(self) -> FileSystem:
+        """The tree with what its words put before it (squash, translate_uid and translate_gid, xattrmap,
+        security_label), or itself: what mount, serve and ReadOnly take for it. A file system of one's own that stands
+        before a Tree is to be made with this; the tree does not begin where nobody has asked for it."""
+        self._fronted = True
+        if self._front is None:
+            made = share.in_front(self, self.said)
+            if made is self:
+                return self
+            self._front = made
+        return self._front
+
+    def init(self, agreement: Agreement, kernel: Kernel | None) -> None:
+        """A session begins."""
+        if not self._fronted and self.front() is not self:
+            raise RuntimeError("what stands before this Tree was not made with its front(), and its words do not hold")
+        super().init(agreement, kernel)
 
     def path_of(self, nodeid: int, name: bytes = b"") -> bytes | None:
         """The path of a node as the mount shows it: b"/" for the root, else b"/..."; with name, of that name in it.
@@ -107,7 +139,11 @@ class Tree(tree.Tree):
             self.destroy()
             self._uncover()
             os.close(proc)
+            self.inodes.keeping = None  # which knows the inodes and the tree
             del self.inodes  # and with it the descriptor of source
+            if self._opener is not None:
+                self._opener.close()
+            self._front = None
 
     def _uncover(self) -> None:
         covered, self.covered = self.covered, None

@@ -14,10 +14,10 @@ from ..errors import UserError
 from ..filesystem import FileSystem
 from ..fs.tree import Choice, Covered
 from ..options import MountOptions
-from ..owner_options import Squash
 from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
 from ..sandbox_options import SandboxMode
 from ..sessions import Settings, request_of, settings_of
+from ..share import check_source, file_system
 from ..transport import mounting
 from . import background, by_llfuse, confine
 from .channel import Channel
@@ -26,7 +26,6 @@ from .keeper import Daemon
 from .launch import launch, wanted_log
 from .opener import FileOpener
 from .serving import Service, tame_collector
-from .share import check_source, file_system
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +125,7 @@ class Share:
         return file_system(
             inside.root if inside.root >= 0 else self._fd,
             self._options,
-            inside,
+            inside.proc if inside.root >= 0 else None,
             readonly=self._options.ro,
             covered=covered[0] if covered else None,
             opener=self._opener.client,
@@ -162,8 +161,7 @@ def open_source(path: str) -> int:
 def _within_rights(options: MountOptions) -> MountOptions:
     """Leave out what this user may not have, saying so once each."""
     if mounting.may_mount():
-        rights = not options.default_permissions and options.squash is not Squash.ALL
-        if rights and (options.allow_other or options.allow_root):
+        if options.lends_rights():
             raise UserError(
                 "no_default_permissions with allow_other would give every user root's rights on SRC",
                 exitcodes.USAGE,

@@ -17,6 +17,7 @@ from ..filesystem import FileSystem
 from ..protocol import constants as c
 from ..protocol.negotiation import Wishes
 from ..server import Server
+from ..share import check_source, file_system
 from ..transport.vhost import listener as listening
 from ..transport.vhost.backend import Backend
 from ..transport.vhost.device import config_space
@@ -29,7 +30,6 @@ from .opener import FileOpener
 from .pulse import Pulse
 from .serve_options import ServeOptions
 from .serving import make_room, tame_collector
-from .share import check_source, file_system
 from .signals import Signals
 
 _log = logging.getLogger(__name__)
@@ -199,4 +199,5 @@ class _Share:
 
     def _file_system(self, inside: sandbox.Inside) -> FileSystem:
         root = inside.root if inside.root >= 0 and not self._is_file else self._fd
-        return file_system(root, self._options, inside, readonly=self._options.readonly, opener=self._opener.client)
+        proc = inside.proc if inside.root >= 0 else None
+        return file_system(root, self._options, proc, readonly=self._options.readonly, opener=self._opener.client)

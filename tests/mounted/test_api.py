@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -386,9 +386,10 @@ def test_errors_of_a_method_reach_the_caller(places: Places) -> None:
 _HEAD = "import os, signal, sys, threading; from passthrough import Tree, mount\n"
 
 
-def _program(code: str, *words: object, **more: Any) -> "subprocess.Popen[str]":
+def program(code: str, *words: object, before: Sequence[str] = (), **more: Any) -> "subprocess.Popen[str]":
+    """One that runs this code, by what stands before it on the command line; more is for Popen."""
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", _HEAD + code, *map(str, words)],
+        [*before, sys.executable, "-W", "error", "-c", _HEAD + code, *map(str, words)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -397,7 +398,8 @@ def _program(code: str, *words: object, **more: Any) -> "subprocess.Popen[str]":
     )
 
 
-def _ends(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+def ends(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    """Its exit status, and what it said."""
     try:
         out, err = process.communicate(timeout=TIMEOUT_S)
     finally:
@@ -420,22 +422,22 @@ def test_the_foreground_ends_by_a_signal(places: Places, number: signal.Signals)
         "assert before == [signal.getsignal(n) for n in signal.valid_signals()]\n"
         "print('over', os.path.ismount(sys.argv[2]), threading.active_count())\n"
     )
-    process = _program(code, places.source, places.point)
+    process = program(code, places.source, places.point)
     wait_until(lambda: handles(process.pid, signal.SIGHUP), "it is mounted, and in the foreground")
     assert (places.point / "file").read_bytes() == b"content"
     process.send_signal(number)
-    assert _ends(process) == (0, "over False 1\n", "")
+    assert ends(process) == (0, "over False 1\n", "")
 
 
 def test_the_foreground_ends_by_an_unmount(places: Places) -> None:
-    process = _program("mount(Tree(sys.argv[1]), sys.argv[2]).run()\n", places.source, places.point)
+    process = program("mount(Tree(sys.argv[1]), sys.argv[2]).run()\n", places.source, places.point)
     wait_until(lambda: is_mounted(places.point), "it is mounted")
     subprocess.run(["umount", places.point], check=True)
-    assert _ends(process) == (0, "", "")
+    assert ends(process) == (0, "", "")
 
 
 def test_a_keyboard_interrupt_ends_the_block(places: Places) -> None:
-    process = _program(
+    process = program(
         "with mount(Tree(sys.argv[1]), sys.argv[2]) as mounted:\n    print('in', flush=True)\n    mounted.wait()\n",
         places.source,
         places.point,
@@ -443,14 +445,14 @@ def test_a_keyboard_interrupt_ends_the_block(places: Places) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "in\n"
     process.send_signal(signal.SIGINT)
-    status, _, err = _ends(process)
+    status, _, err = ends(process)
     assert (status, err.splitlines()[-1]) == (-signal.SIGINT, "KeyboardInterrupt")
     assert not is_mounted(places.point)
 
 
 def test_a_program_that_ends_leaves_no_mount(places: Places) -> None:
-    process = _program("mount(Tree(sys.argv[1]), sys.argv[2]); print('over')\n", places.source, places.point)
-    assert _ends(process) == (0, "over\n", "")
+    process = program("mount(Tree(sys.argv[1]), sys.argv[2]); print('over')\n", places.source, places.point)
+    assert ends(process) == (0, "over\n", "")
     assert not is_mounted(places.point)
 
 
@@ -461,19 +463,36 @@ def test_a_child_that_was_forked_leaves_the_mount_alone(places: Places) -> None:
         "    print(os.wait()[1], os.path.ismount(sys.argv[2]), open(sys.argv[2] + '/file').read())\n"
         "print(os.path.ismount(sys.argv[2]))\n"
     )
-    process = _program("import warnings; warnings.simplefilter('ignore')\n" + code, places.source, places.point)
-    assert _ends(process) == (0, "0 True content\nFalse\n", "")
+    process = program("import warnings; warnings.simplefilter('ignore')\n" + code, places.source, places.point)
+    assert ends(process) == (0, "0 True content\nFalse\n", "")
 
 
 def test_too_few_descriptors_leave_no_mount(places: Places) -> None:
     code = (
-        "import resource\nfs = Tree(sys.argv[1])\n"
+        "import resource\nbefore = len(os.listdir('/proc/self/fd'))\nfs = Tree(sys.argv[1])\n"
         "count = len(os.listdir('/proc/self/fd'))\nresource.setrlimit(resource.RLIMIT_NOFILE, (count + 8,) * 2)\n"
         "try:\n    mount(fs, sys.argv[2], threads=64)\nexcept OSError as error:\n    print(error.errno)\n"
-        "print(os.path.ismount(sys.argv[2]), len(os.listdir('/proc/self/fd')) - count)\n"
+        "fs.close()\n"
+        "print(os.path.ismount(sys.argv[2]), len(os.listdir('/proc/self/fd')) - before, threading.active_count())\n"
     )
-    status, out, err = _ends(_program(code, places.source, places.point))
-    assert (status, out, err) == (0, f"{errno.EMFILE}\nFalse 1\n", "")  # the directory that the mount would cover
+    status, out, err = ends(program(code, places.source, places.point))
+    assert (status, out, err) == (0, f"{errno.EMFILE}\nFalse 0 1\n", "")
+
+
+@pytest.mark.parametrize("way", ["close_fds=False", "and the switch"])
+def test_a_program_with_a_file_of_its_mount_open_starts_another(places: Places, way: str) -> None:
+    """Each way that the page gives: its child would close the file, and we would have to answer meanwhile."""
+    code = (
+        "import subprocess, passthrough; passthrough.install_wake_signal()\n"
+        "with mount(Tree(sys.argv[1], posix_lock=True, passthrough='off'), sys.argv[2], io_uring='off'):\n"
+        "    with open(sys.argv[2] + '/file', 'a') as file:\n"
+        + (
+            "        subprocess.run(['true'], check=True, close_fds=False)\n"
+            if way == "close_fds=False"
+            else "        subprocess._USE_VFORK = False; subprocess.run(['true'], check=True)\n"
+        )
+    )
+    assert ends(program(code, places.source, places.point)) == (0, "", "")
 
 
 _ORDINARY = """
@@ -504,7 +523,7 @@ def test_an_ordinary_user_mounts_through_fusermount(places: Places, user: int, *
     for path in (places.source, places.point):
         os.chown(path, user, user)
     words = [places.source, places.point, *(["closed"] if closed else [])]
-    status, out, err = _ends(_program(_ORDINARY, *words, user=user, group=user, extra_groups=[]))
+    status, out, err = ends(program(_ORDINARY, *words, user=user, group=user, extra_groups=[]))
     assert (status, err) == (0, "")
     *aborted, last = out.splitlines()
     assert last == "1 True"
@@ -513,6 +532,6 @@ def test_an_ordinary_user_mounts_through_fusermount(places: Places, user: int, *
 
 def test_what_an_ordinary_user_may_not_have_is_refused(places: Places, user: int) -> None:
     code = "Tree(sys.argv[1], passthrough='on')\n"
-    status, _, err = _ends(_program(code, places.source, user=user, group=user, extra_groups=[]))
+    status, _, err = ends(program(code, places.source, user=user, group=user, extra_groups=[]))
     assert status == 1
     assert err.splitlines()[-1].endswith("UserError: passthrough='on' needs CAP_SYS_ADMIN")

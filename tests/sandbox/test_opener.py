@@ -17,7 +17,7 @@ import pytest
 
 from passthrough import exitcodes, syscalls
 from passthrough.cli import opener
-from passthrough.cli.opener import Client
+from passthrough.fs.opener import Client, receive, send
 from passthrough.fs.tree.filehandles import BATCH, Token
 from passthrough.fs.tree.pins import Descriptor
 from tests.mounted.harness import Harness, Mount, command, ended, log_size, refusal, run, said_in_log, wait_until
@@ -46,13 +46,13 @@ class Started:
         words = ["prlimit", f"--nofile={descriptors}", *words]
         self.process = subprocess.Popen(words, pass_fds=[theirs.fileno()], env=environment)
         theirs.close()
-        assert opener._receive(self.end)[0] == b"ready"
+        assert receive(self.end)[0] == b"ready"
         self.client = Client(self.end)
 
     def ask(self, request: bytes, fds: list[int] | None = None) -> tuple[bytes, list[int]]:
         """Whatever it is."""
-        opener._send(self.end, request, fds or [])
-        return opener._receive(self.end)
+        send(self.end, request, fds or [])
+        return receive(self.end)
 
     def refusal_of(self, request: bytes) -> int:
         """The errno of an answer without a descriptor."""

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from passthrough.cli.share import before
 from passthrough.filesystem import Context
 from passthrough.fs.capability import CAPABILITY, ClearedCapability
 from passthrough.fs.tree import Tree, TreeConfig, base, inodes
 from passthrough.fs.tree.credentials import Credentials
 from passthrough.fs.xattrmap import Kind, Mapped, XattrMap, parse_map
 from passthrough.protocol import constants as c
+from passthrough.share import before
 from passthrough.share_options import ShareOptions
 from tests.unit.helpers import ME, ROOT_ID, find, in_thread, path_fd
 

@@ -85,6 +85,8 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((f"{P}.owner_options",), (*_ROWS, f"{P}.fs", f"{P}.protocol", *_ERRORS)),
     ((f"{P}.share_options",), (*_ROWS, f"{P}.owner_options", f"{P}.fs", *_ERRORS)),
     ((f"{P}.options",), (*_ROWS, f"{P}.owner_options", f"{P}.share_options", f"{P}.fs", *_ERRORS)),
+    ((f"{P}.opening",), (f"{P}.fs", f"{P}.syscalls", *_ERRORS)),
+    ((f"{P}.share",), (f"{P}.owner_options", f"{P}.share_options", f"{P}.fs", f"{P}.filesystem", *_ERRORS)),
     (
         (f"{P}.export_options",),
         (*_ROWS, f"{P}.options", f"{P}.fs", *_ERRORS),
@@ -96,10 +98,8 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (
         (f"{P}.api",),
         (
-            *(
-                f"{P}.{name}"
-                for name in ("api", "sessions", "options", "option_rows", "share_options", "fs", "transport")
-            ),
+            *(f"{P}.{name}" for name in ("api", "sessions", "options", "option_rows", "fs", "transport")),
+            *(f"{P}.{name}" for name in ("owner_options", "share_options", "share", "opening")),
             *(*_SERVER, *_CORE, *_ERRORS),
         ),
     ),

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.cli.share import ACCESS_LISTS, before
 from passthrough.filesystem import Context, FileSystem, SetAttr
 from passthrough.fs.capability import CAPABILITY, ClearedCapability
 from passthrough.fs.decorator import Decorator
@@ -17,6 +16,7 @@ from passthrough.fs.renamed import RenamedXattrs
 from passthrough.fs.tree import Choice, Tree
 from passthrough.fs.xattrmap import parse_map
 from passthrough.protocol import constants as c
+from passthrough.share import ACCESS_LISTS, before
 from passthrough.share_options import ShareOptions
 from tests.unit.helpers import ME, ROOT_ID, descriptors, raises
 

@@ -2,23 +2,28 @@
 
 import errno
 import os
+import pwd
 import re
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from passthrough import Context, Entry, Tree, UserError, exitcodes, failure, serve
 from passthrough.protocol import constants as c
+from passthrough.protocol import structs as s
 
 from ..mounted.harness import ROOT, TIMEOUT_S, wait_until
+from ..wire.fake import labels_extension
 from .frontend import FrontEnd, Memory
-from .fuse import Client, ReplyError
+from .fuse import INIT_FLAGS, Client, ReplyError
 
 
 class _Hiding(Tree):
@@ -196,3 +201,79 @@ def test_the_page_s_program_without_a_directory(tmp_path: Path) -> None:
             assert (process.returncode, errors) == (0, "")
         finally:
             process.kill()
+
+
+def test_labels_and_other_names_are_for_guests_too(shared: Path, tmp_path: Path) -> None:
+    """Without what brings labels a guest is refused; with it a new file has its own, under the host's name."""
+    label = b"system_u:object_r:guest_t:s0\0"
+    fs = Tree(shared, security_label=True, xattrmap="selinux")
+    with serve(fs, tmp_path / "socket"):
+        front = FrontEnd(str(tmp_path / "socket"))
+        front.begin()
+        client = Client(front)
+        with pytest.raises(ReplyError):
+            client.init()
+        client.init(INIT_FLAGS | c.FUSE_SECURITY_CTX)
+        args = s.FUSE_MKDIR_IN.struct.pack(0o755, 0) + b"new\0"
+        client.call("mkdir", 1, args, out=128, extension=labels_extension(((b"security.selinux", label),)))
+        nodeid = client.lookup(1, b"new")
+        assert client.getxattr(nodeid, b"security.selinux") == label
+        front.close()
+    assert os.getxattr(shared / "new", "trusted.virtiofs.security.selinux") == label
+
+
+_ROOT_FILE_SYSTEM = """
+import sys
+from passthrough import MappedTree, serve
+
+class Quiet(MappedTree):
+    def mkdir(self, ctx, nodeid, name, mode, umask):
+        print(name.decode(), ctx.uid, flush=True)
+        return super().mkdir(ctx, nodeid, name, mode, umask)
+
+serve(Quiet(sys.argv[1]), sys.argv[2]).run()
+"""
+
+
+@pytest.fixture
+def nobodys() -> Iterator[Path]:
+    """A directory of an ordinary user's, which that user can reach."""
+    nobody = pwd.getpwnam("nobody").pw_uid
+    with tempfile.TemporaryDirectory(prefix="passthrough-test-") as name:
+        os.chown(name, nobody, nobody)
+        yield Path(name)
+
+
+def test_an_ordinary_users_program_keeps_a_root_file_system(nobodys: Path) -> None:
+    nobody = nobodys.stat().st_uid
+    shared, path = nobodys / "shared", nobodys / "socket"
+    shared.mkdir()
+    os.chown(shared, nobody, nobody)
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", _ROOT_FILE_SYSTEM, shared, path],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        user=nobody,
+        group=nobody,
+        extra_groups=[],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            wait_until(lambda: process.poll() is not None or path.exists(), "it listens")
+            front, client = _client(path)
+            device = s.FUSE_MKNOD_IN.struct.pack(stat.S_IFCHR | 0o666, 0x103, 0) + b"null\0"
+            client.call("mknod", 1, device, out=128, uid=1000)
+            client.call("mkdir", 1, s.FUSE_MKDIR_IN.struct.pack(0o700, 0) + b"home\0", out=128, uid=1000)
+            null, home = (client.getattr(client.lookup(1, name)) for name in (b"null", b"home"))
+            assert (null["mode"], null["uid"], null["rdev"]) == (stat.S_IFCHR | 0o666, 1000, 0x103)
+            assert (home["mode"], home["uid"]) == (stat.S_IFDIR | 0o700, 1000)
+            front.close()
+            process.terminate()
+            assert process.communicate(timeout=TIMEOUT_S) == ("home 1000\n", "")
+        finally:
+            process.kill()
+    assert {(entry.stat().st_uid, stat.S_IFMT(entry.stat().st_mode)) for entry in os.scandir(shared)} == {
+        (nobody, stat.S_IFREG),
+        (nobody, stat.S_IFDIR),
+    }

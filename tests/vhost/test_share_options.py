@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.cli.share import ACCESS_LISTS
 from passthrough.protocol import constants as c
 from passthrough.protocol import structs as s
+from passthrough.share import ACCESS_LISTS
 
 from ..wire.fake import labels_extension
 from .backend import BackEnd, backend

@@ -7,22 +7,20 @@ other names of attributes, then labels, then no changes.
 import os
 from dataclasses import replace
 
-import sandbox
-
-from .. import exitcodes
-from ..errors import UserError
-from ..filesystem import FileSystem
-from ..fs.capability import CAPABILITY, ClearedCapability
-from ..fs.labels import SecurityLabels
-from ..fs.mapped import MappedTree, can_hold
-from ..fs.owners.squash import BY_CALLER, Squashed
-from ..fs.owners.translate import Translated
-from ..fs.readonly import ReadOnly
-from ..fs.renamed import RenamedXattrs
-from ..fs.tree import Covered, Opener, Tree
-from ..fs.tree.config import ACCESS_LISTS as ACCESS_LISTS
-from ..owner_options import OwnerOptions, Squash
-from ..share_options import ShareOptions
+from . import exitcodes
+from .errors import UserError
+from .filesystem import FileSystem
+from .fs.capability import CAPABILITY, ClearedCapability
+from .fs.labels import SecurityLabels
+from .fs.mapped import MappedTree, can_hold
+from .fs.owners.squash import BY_CALLER, Squashed
+from .fs.owners.translate import Translated
+from .fs.readonly import ReadOnly
+from .fs.renamed import RenamedXattrs
+from .fs.tree import Covered, Opener, Tree
+from .fs.tree.config import ACCESS_LISTS as ACCESS_LISTS
+from .owner_options import OwnerOptions, Squash
+from .share_options import ShareOptions
 
 
 def check_source(fd: int, path: str, options: OwnerOptions) -> None:
@@ -43,21 +41,24 @@ def check_source(fd: int, path: str, options: OwnerOptions) -> None:
 def file_system(
     fd: int,
     options: ShareOptions,
-    inside: sandbox.Inside,
+    proc: int | None = None,
     *,
     readonly: bool = False,
     covered: Covered | None = None,
     opener: Opener | None = None,
     descriptors: int = 0,
 ) -> FileSystem:
-    """What serves the directory, or the single file, that fd (O_PATH, taken over) is open on, in this sandbox.
+    """What serves the directory, or the single file, that fd (O_PATH, taken over) is open on.
 
-    opener: what opens by file handle, if anything may. descriptors: how many the clients may pin; 0: what the limit
-    leaves.
+    proc and opener are as TreeBase has them. descriptors: how many the clients may pin; 0: what the limit leaves.
     """
     config = replace(options.tree(), descriptors=descriptors)
     kind = MappedTree if options.mapped else Tree
-    tree = kind(fd, config, covered, inside.proc if inside.root >= 0 else None, opener)
+    return in_front(kind(fd, config, covered, proc, opener), options, readonly=readonly)
+
+
+def in_front(tree: Tree, options: ShareOptions, *, readonly: bool = False) -> FileSystem:
+    """The tree, with all that the options put before it."""
     return before(owned(tree, options), options, readonly=readonly)
 
 
