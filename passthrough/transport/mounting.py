@@ -101,7 +101,9 @@ def check_mountpoint(path: str, source: str | None, *, nonempty: bool = False) -
     except OSError as error:
         raise _mountpoint_error(path, error) from error
     if not stat.S_ISDIR(status.st_mode):
-        raise UserError(f"{path}: the mount point is no directory; create one: mkdir -p", exitcodes.MOUNTPOINT)
+        raise UserError(
+            f"{path}: the mount point is no directory; name one, or create one with mkdir", exitcodes.MOUNTPOINT
+        )
     if nonempty:
         return real
     mount = mountinfo.top_mount(real)
@@ -312,7 +314,9 @@ def _helper_error(request: MountRequest, text: str) -> UserError:
     if DEVICE in known:
         return UserError(f"{DEVICE}: {line}; as root: chmod 0666 {DEVICE}", exitcodes.NO_DEVICE)
     if any(word in known for word in ("ermission", "user has no write access", "not permitted")):
-        return UserError(f"{request.mountpoint}: not allowed to mount here: {line}", exitcodes.PERMISSION)
+        own = "file" if stat.S_ISREG(request.kind) else "directory"
+        why = f"{request.mountpoint}: not allowed to mount here: {line}; it must be a {own} that this user may write"
+        return UserError(why, exitcodes.PERMISSION)
     return UserError(f"{request.mountpoint}: mount failed: {line}", exitcodes.MOUNT_FAILED)
 
 
@@ -338,6 +342,9 @@ def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> None
         line = _said(result.stderr.decode(errors="replace"))
         if "busy" in line:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), mountpoint)
+        if "not found" in line:  # what fusermount3 says of a mount that is not this user's
+            why = "this user has not mounted it; whoever has, or root, may unmount it"
+            raise UserError(f"{mountpoint}: {why}", exitcodes.PERMISSION)
         raise UserError(f"{mountpoint}: {line or 'fusermount3 failed'}", exitcodes.PERMISSION)
 
 

@@ -319,6 +319,25 @@ def test_wrong_command_line(words: Sequence[str]) -> None:
     assert "--help" in refusal(run(*words), exitcodes.USAGE)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("mount", "--nonsense", "/", "/"), "unknown option: --nonsense; see: passthrough mount --help"),
+        (("mount", "/", "/", "more"), "one argument too many: more; see: passthrough mount --help"),
+        (("mount", "--ro=1", "/", "/"), "--ro takes no value; see: passthrough mount --help"),
+        (("doctor", ".", "more"), "one argument too many: more; see: passthrough doctor --help"),
+        (("mount", "-o", "allow-other", "/", "/"), "unknown option: allow-other; for -o it is allow_other"),
+        (("mount", "-o", "remount,ro", "/", "/"), "unknown option: remount; a mount keeps its options"),
+        (("export", "-o", "ro", "a", "b"), "unknown option: ro; an export is read-only"),
+        (("mount", "", "/"), "SRC is empty"),
+        (("mount", "/", ""), "MNT is empty"),
+        (("umount", ""), "MNT is empty"),
+    ],
+)
+def test_what_a_wrong_command_line_is_told(words: Sequence[str], said: str) -> None:
+    assert refusal(run_here(*words), exitcodes.USAGE).startswith(f"passthrough: {said}")
+
+
 def test_umount_of_what_is_not_mounted(harness: Harness) -> None:
     refusal(run("umount", harness.directory()), exitcodes.NOT_MOUNTED)
     refusal(run("umount", harness.base / "nowhere"), exitcodes.NOT_MOUNTED)
