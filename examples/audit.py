@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 
-from passthrough import Context, Entry, Opened, Tree, mount
+from passthrough import Context, Entry, Opened, Tree, UserError, mount
 
 HOW = {os.O_RDONLY: "read", os.O_WRONLY: "write", os.O_RDWR: "read and write"}
 
@@ -59,4 +59,9 @@ class Audit(Tree):
 
 
 if __name__ == "__main__":
-    mount(Audit(sys.argv[1]), sys.argv[2]).run()
+    if len(sys.argv) != 3:
+        sys.exit("usage: audit.py SRC MNT")
+    try:
+        mount(Audit(sys.argv[1]), sys.argv[2]).run()
+    except (OSError, UserError) as failed:
+        sys.exit(str(failed))

@@ -13,7 +13,7 @@ from errno import ENOENT, EPERM
 from fnmatch import fnmatchcase
 from os import fsencode
 
-from passthrough import Context, Dirent, Entry, Opened, Tree, failure, mount
+from passthrough import Context, Dirent, Entry, Opened, Tree, UserError, failure, mount
 
 
 class Hiding(Tree):
@@ -86,4 +86,9 @@ class Hiding(Tree):
 
 
 if __name__ == "__main__":
-    mount(Hiding(sys.argv[1], sys.argv[3:]), sys.argv[2]).run()
+    if len(sys.argv) < 4:
+        sys.exit("usage: hide.py SRC MNT PATTERN...")
+    try:
+        mount(Hiding(sys.argv[1], sys.argv[3:]), sys.argv[2]).run()
+    except (OSError, UserError) as failed:
+        sys.exit(str(failed))
