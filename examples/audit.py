@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Show SRC on MNT, with a line on standard output for each file that somebody opens: python3 examples/audit.py SRC MNT
+"""Show SRC on MNT, with a line on standard output for each opened file: .venv/bin/python examples/audit.py SRC MNT
 
 A line has the caller's uid and pid, how the file was opened, whether that worked, and the path. The kernel asks us for
 each open, also where it then reads and writes the file itself. It does not ask where it refuses the caller by the

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Show SRC on MNT, but for what has a certain name: python3 examples/hide.py SRC MNT '*.key' .git
+"""Show SRC on MNT, but for what has a certain name: .venv/bin/python examples/hide.py SRC MNT '*.key' .git
 
 What is hidden cannot be found, listed, opened, removed, moved or replaced through the mount, and nothing can be made
 that would be hidden (EPERM). A file is hidden by its name: another hard link of it, with a name that is not hidden,

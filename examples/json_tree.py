@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Show a JSON document as a read-only tree: python3 examples/json_tree.py FILE.json MNT
+"""Show a JSON document as a read-only tree: .venv/bin/python examples/json_tree.py FILE.json MNT
 
 Objects and arrays are directories, their members are named by key or by number. Everything else is a file with the
 value on one line; where the document is no more than such a value, MNT is a file. A key that no file can be named by

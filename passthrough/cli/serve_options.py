@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -222,10 +223,8 @@ def _check(options: ServeOptions) -> None:
         refuse("--shared-dir is missing: which directory to share")
     if (options.socket_path is None) == (options.fd is None):
         refuse("one of --socket-path and --fd is needed, and not both")
-    if options.socket_path is not None and not os.path.isdir(os.path.dirname(os.path.abspath(options.socket_path))):
-        directory = os.path.dirname(os.path.abspath(options.socket_path))
-        why = f"{options.socket_path}: the directory of the socket does not exist; create it: mkdir -p {directory}"
-        raise UserError(why, exitcodes.SOCKET)
+    if options.socket_path is not None:
+        _check_directory(options.socket_path)
     if options.socket_group is not None and options.fd is not None:
         refuse("--socket-group is for a socket of ours: not with --fd")
     if options.num_request_queues != 1 and options.tag is None:
@@ -233,3 +232,12 @@ def _check(options: ServeOptions) -> None:
     if options.readonly and options.writeback:
         refuse("--readonly and --writeback exclude each other")
     check_share(options)
+
+
+def _check_directory(socket_path: str) -> None:
+    directory = os.path.dirname(os.path.abspath(socket_path))
+    if not os.path.isdir(directory):
+        raise UserError(
+            f"{socket_path}: the directory of the socket does not exist; create it: mkdir -p {shlex.quote(directory)}",
+            exitcodes.SOCKET,
+        )

@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import re
+import shlex
 import shutil
 import socket
 import stat
@@ -112,7 +113,7 @@ def check_mountpoint(path: str, source: str | None, *, nonempty: bool = False) -
             raise _dead_mount_error(path)
         raise UserError(
             f"{path}: already a mount point ({mount.fstype} from {mount.source}); unmount it first: "
-            f"umount {path}; or mount on top of it: -o nonempty",
+            f"umount {shlex.quote(path)}; or mount on top of it: -o nonempty",
             exitcodes.MOUNTPOINT,
         )
     if (source is None or not os.path.samefile(real, source)) and not _is_empty(real):
@@ -131,7 +132,7 @@ def check_file(path: str) -> str:
         status = os.stat(real)
     except OSError as error:
         if error.errno == errno.ENOENT:
-            line = f"{path}: the file to mount on does not exist; create an empty one: touch {path}"
+            line = f"{path}: the file to mount on does not exist; create an empty one: touch {shlex.quote(path)}"
             raise UserError(line, exitcodes.MOUNTPOINT) from error
         raise _mountpoint_error(path, error) from error
     if not stat.S_ISREG(status.st_mode):
@@ -145,7 +146,7 @@ def check_file(path: str) -> str:
             raise _dead_mount_error(path)
         raise UserError(
             f"{path}: {os.strerror(errno.EEXIST)}: something is exported there already ({mount.source}); "
-            f"end that first: passthrough umount {path}",
+            f"end that first: passthrough umount {shlex.quote(path)}",
             exitcodes.MOUNTPOINT,
         )
     return real
@@ -153,7 +154,9 @@ def check_file(path: str) -> str:
 
 def _mountpoint_error(path: str, error: OSError) -> UserError:
     if error.errno == errno.ENOENT:
-        return UserError(f"{path}: the mount point does not exist; create it: mkdir -p {path}", exitcodes.MOUNTPOINT)
+        return UserError(
+            f"{path}: the mount point does not exist; create it: mkdir -p {shlex.quote(path)}", exitcodes.MOUNTPOINT
+        )
     if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
         return _dead_mount_error(path)
     return UserError(f"{path}: cannot use the mount point: {error.strerror}", exitcodes.MOUNTPOINT)
@@ -161,7 +164,7 @@ def _mountpoint_error(path: str, error: OSError) -> UserError:
 
 def _dead_mount_error(path: str) -> UserError:
     return UserError(
-        f"{path}: a dead mount is in the way, its daemon is gone; clear it: passthrough umount {path}",
+        f"{path}: a dead mount is in the way, its daemon is gone; clear it: passthrough umount {shlex.quote(path)}",
         exitcodes.MOUNTPOINT,
     )
 

@@ -90,6 +90,10 @@ CONTRADICTIONS = [
     (("posix_acl", "no_default_permissions"), ("posix_acl", "no_default_permissions")),
     (("allow_other", "no_default_permissions"), ("allow_other", "no_default_permissions")),
     (("transport=llfuse", "writeback"), ("transport=llfuse", "writeback")),
+    (("sandbox=landlock", "landlock=off"), ("sandbox=landlock", "landlock=off")),
+    (("modcaps=+chown:-chown",), ("modcaps=+chown:-chown", "CHOWN")),
+    (("anon_uid=1000",), ("anon_uid", "squash=root")),
+    (("anon_gid=1000",), ("anon_gid", "squash=all")),
 ]
 
 
