@@ -164,8 +164,9 @@ def _within_rights(options: MountOptions) -> MountOptions:
     if mounting.may_mount():
         rights = not options.default_permissions and options.squash is not Squash.ALL
         if rights and (options.allow_other or options.allow_root):
+            word = "allow_other" if options.allow_other else "allow_root"
             raise UserError(
-                "no_default_permissions with allow_other would give every user root's rights on SRC",
+                f"no_default_permissions and {word} exclude each other: others would have root's rights on SRC",
                 exitcodes.USAGE,
             )
         return options

@@ -315,7 +315,8 @@ def _helper_error(request: MountRequest, text: str) -> UserError:
     if "fuse device not found" in known:
         return _no_device()
     if DEVICE in known:
-        return UserError(f"{DEVICE}: {line}; as root: chmod 0666 {DEVICE}", exitcodes.NO_DEVICE)
+        why = line.removeprefix(f"failed to open {DEVICE}: ")
+        return UserError(f"{DEVICE}: {why}; as root: chmod 0666 {DEVICE}", exitcodes.NO_DEVICE)
     if any(word in known for word in ("ermission", "user has no write access", "not permitted")):
         own = "file" if stat.S_ISREG(request.kind) else "directory"
         why = f"{request.mountpoint}: not allowed to mount here: {line}; it must be a {own} that this user may write"
