@@ -1,8 +1,8 @@
 # sudo make mount SRC=DIR MNT=DIR   install what is missing, and mount
+# sudo make umount MNT=DIR          undo that
 # sudo make test                    install what the tests need as well, and run every check
 # sudo make install                 put `passthrough` on the PATH, for good; with COMPILED=1 faster, and for this Python alone
 # sudo make uninstall               take that away again
-# sudo make umount MNT=DIR          undo the first
 # sudo make compiled                compile in this tree what each request goes through, until `make clean`
 #
 # The virtual environment sits on the system's own python3 with --system-site-packages: python3-cap-ng, python3-prctl,
