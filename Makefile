@@ -1,6 +1,8 @@
 # sudo make mount SRC=DIR MNT=DIR   install what is missing, and mount
+# sudo make umount MNT=DIR          undo that
 # sudo make test                    install what the tests need as well, and run every check
 # sudo make install                 put `passthrough` on the PATH, for good; with COMPILED=1 faster, and for this Python alone
+# sudo make uninstall               take that away again
 # sudo make compiled                compile in this tree what each request goes through, until `make clean`
 #
 # The virtual environment sits on the system's own python3 with --system-site-packages: python3-cap-ng, python3-prctl,
@@ -46,7 +48,8 @@ mount: $(VENV)/run.stamp
 	@echo "mounted: $(SRC) on $(MNT)"
 	@echo "unmount: sudo umount $(MNT)"
 
-umount:
+umount: $(VENV)/run.stamp
+	@[ -n "$(MNT)" ] || { echo "usage: sudo make umount MNT=DIR" >&2; exit 1; }
 	@$(BIN)/passthrough umount "$(MNT)"
 
 test: $(VENV)/test.stamp
@@ -93,7 +96,7 @@ install:
 	@[ -x $(LIBDIR)/bin/python ] || $(PYTHON) -m venv --system-site-packages $(LIBDIR)
 	@[ -z "$(COMPILED)" ] || $(LIBDIR)/bin/pip -qq install '$(MYPY)'
 	@$(LIBDIR)/bin/pip -qq install --no-build-isolation --no-deps --force-reinstall .
-	@install -d $(PREFIX)/bin $(PREFIX)/share/man/man1 $(PREFIX)/share/man/man3 $(PREFIX)/share/man/man7
+	@install -d $(PREFIX)/bin $(SBINDIR) $(PREFIX)/share/man/man1 $(PREFIX)/share/man/man3 $(PREFIX)/share/man/man7
 	@ln -sf $(LIBDIR)/bin/passthrough $(PREFIX)/bin/passthrough
 	@ln -sf $(LIBDIR)/bin/mount.fuse.passthrough $(SBINDIR)/mount.fuse.passthrough
 	@ln -sf $(LIBDIR)/bin/passthrough-virtiofsd $(PREFIX)/bin/passthrough-virtiofsd

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Show SRC on MNT, with a line on standard output for each file that somebody opens: python3 examples/audit.py SRC MNT
+"""Show SRC on MNT, with a line on standard output for each opened file: .venv/bin/python examples/audit.py SRC MNT
 
 A line has the caller's uid and pid, how the file was opened, whether that worked, and the path. The kernel asks us for
 each open, also where it then reads and writes the file itself. It does not ask where it refuses the caller by the
@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 
-from passthrough import Context, Entry, Opened, Tree, mount
+from passthrough import Context, Entry, Opened, Tree, UserError, mount
 
 HOW = {os.O_RDONLY: "read", os.O_WRONLY: "write", os.O_RDWR: "read and write"}
 
@@ -55,4 +55,9 @@ class Audit(Tree):
 
 
 if __name__ == "__main__":
-    mount(Audit(sys.argv[1]), sys.argv[2]).run()
+    if len(sys.argv) != 3:
+        sys.exit("usage: audit.py SRC MNT")
+    try:
+        mount(Audit(sys.argv[1]), sys.argv[2]).run()
+    except (OSError, UserError) as failed:
+        sys.exit(str(failed))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Show SRC on MNT, but for what has a certain name: python3 examples/hide.py SRC MNT '*.key' .git
+"""Show SRC on MNT, but for what has a certain name: .venv/bin/python examples/hide.py SRC MNT '*.key' .git
 
 What is hidden cannot be found, listed, opened, removed, moved or replaced through the mount (ENOENT), and nothing can
 be made that would be hidden (EPERM). A file is hidden by its name: another hard link of it, with a name that is not
@@ -13,7 +13,7 @@ from errno import ENOENT, EPERM
 from fnmatch import fnmatchcase
 from os import fsencode
 
-from passthrough import Context, Dirent, Entry, Opened, Tree, failure, mount
+from passthrough import Context, Dirent, Entry, Opened, Tree, UserError, failure, mount
 
 
 class Hiding(Tree):
@@ -75,4 +75,9 @@ class Hiding(Tree):
 
 
 if __name__ == "__main__":
-    mount(Hiding(sys.argv[1], sys.argv[3:]), sys.argv[2]).run()
+    if len(sys.argv) < 4:
+        sys.exit("usage: hide.py SRC MNT PATTERN...")
+    try:
+        mount(Hiding(sys.argv[1], sys.argv[3:]), sys.argv[2]).run()
+    except (OSError, UserError) as failed:
+        sys.exit(str(failed))

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Show a JSON document as a read-only tree: python3 examples/json_tree.py FILE.json MNT
+"""Show a JSON document as a read-only tree: .venv/bin/python examples/json_tree.py FILE.json MNT
 
 Objects and arrays are directories, their members are named by key or by number. Everything else is a file with the
-value on one line. A key that no file can be named by (empty, `.`, `..`, with a slash) is left out.
+value on one line; where the document is no more than such a value, MNT is a file. A key that no file can be named by
+(empty, `.`, `..`, with a slash) is left out.
 """
 
 import json
@@ -11,7 +12,7 @@ import sys
 from errno import EBADF, ENOENT, ENOTDIR
 from typing import Any
 
-from passthrough import Attr, Context, Dirent, Entry, FileSystem, StatFs, failure, mount
+from passthrough import Attr, Context, Dirent, Entry, FileSystem, StatFs, UserError, failure, mount
 
 FOREVER_NS = 86_400 * 10**9  # nothing here ever changes, so the kernel may remember it
 
@@ -79,6 +80,11 @@ class JsonTree(FileSystem):
 
 
 if __name__ == "__main__":
-    with open(sys.argv[1], encoding="utf-8") as document:
-        tree = JsonTree(json.load(document))
-    mount(tree, sys.argv[2], ro=True, fsname=sys.argv[1]).run()
+    if len(sys.argv) != 3:
+        sys.exit("usage: json_tree.py FILE.json MNT")
+    try:
+        with open(sys.argv[1], encoding="utf-8") as document:
+            tree = JsonTree(json.load(document))
+        mount(tree, sys.argv[2], ro=True, fsname=sys.argv[1]).run()
+    except (OSError, ValueError, UserError) as failed:
+        sys.exit(str(failed))

@@ -199,7 +199,7 @@ def _check(options: ExportOptions) -> None:
     if options.partition is not None and (options.offset or options.size is not None):
         raise UserError("partition excludes offset and size", exitcodes.USAGE)
     if options.key_file and options.format != "luks":
-        raise UserError("key_file is for format=luks", exitcodes.USAGE)
+        raise UserError("key_file is for luks images: say format=luks as well", exitcodes.USAGE)
     if options.passthrough is Choice.ON:
         for word, stands in (
             ("snapshot", options.snapshot),

@@ -113,10 +113,20 @@ def gather(
         if option is None:
             if sloppy:
                 continue
-            raise UserError(f"unknown option: {word}; passthrough {command} --help lists them", exitcodes.USAGE)
+            raise UserError(f"unknown option: {word}; {_instead(word, rows, command)}", exitcodes.USAGE)
         value = _value(option, text)
         values[option.field] = (*values.get(option.field, ()), value) if option.many else value
     return values
+
+
+def _instead(word: str, rows: Mapping[str, Option], command: str) -> str:
+    """What to write for a word that no row has."""
+    if word == "remount":
+        return "a mount keeps its options: unmount it, and mount it with others"
+    if word in ("ro", "rw"):
+        return f"an {command} is read-only, or with writable for reading and writing"
+    same = word.replace("-", "_").lower()
+    return f"for -o it is {same}" if same in rows else f"passthrough {command} --help lists them"
 
 
 def _value(option: Option, text: str | None) -> Any:

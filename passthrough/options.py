@@ -172,7 +172,11 @@ OPTIONS: tuple[Option, ...] = (
         parse=threads_number,
         metavar="N",
     ),
-    Option("auto_unmount", "auto_unmount", "Unmount when the daemon dies, however it dies."),
+    Option(
+        "auto_unmount",
+        "auto_unmount",
+        "Unmount when the daemon dies, however it dies; always so, with this word or without.",
+    ),
     Option("nonempty", "nonempty", "Allow a mount point that is not empty, or is a mount already."),
     Option("debug", "debug", "A line on standard error for each request and reply; stays in the foreground."),
     *LOG_OPTIONS,

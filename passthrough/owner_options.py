@@ -110,6 +110,10 @@ def check_owners(options: OwnerOptions) -> None:
             "source are the daemon's",
             exitcodes.USAGE,
         )
+    if options.squash is Squash.NONE:
+        for word, given in ("anon_uid", options.anon_uid), ("anon_gid", options.anon_gid):
+            if given != _NOBODY:
+                raise UserError(f"{word} is for squash=root and squash=all, and neither is given", exitcodes.USAGE)
     _check_table("translate_uid", options.translate_uid)
     _check_table("translate_gid", options.translate_gid)
 

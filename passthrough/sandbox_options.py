@@ -126,3 +126,5 @@ def check_sandbox(options: SandboxOptions) -> None:
             f"uid_map and gid_map belong to sandbox=namespace, and not to sandbox={options.sandbox.value}",
             exitcodes.USAGE,
         )
+    if options.sandbox is SandboxMode.LANDLOCK and options.landlock is Choice.OFF:
+        raise UserError("sandbox=landlock and landlock=off exclude each other", exitcodes.USAGE)

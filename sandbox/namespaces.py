@@ -1,5 +1,6 @@
 """Namespaces: unshare, the id maps of a user namespace, and the first process of a process-id namespace."""
 
+import errno
 import os
 import shutil
 import signal
@@ -8,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from . import syscalls
-from .plan import CallError, Plan, Step
+from .plan import CallError, Plan, RefusedError, Step
 
 _CAUSE_ROOT = "no CAP_SYS_ADMIN, or a container's seccomp filter forbids unshare"
 _CAUSE_USER = (
@@ -102,7 +103,7 @@ def _mapped_by_helpers(uids: Sequence[IdMap], gids: Sequence[IdMap]) -> None:
     """newuidmap and newgidmap, which /etc/subuid and /etc/subgid tell what is allowed, run outside the namespace."""
     for name in ("newuidmap", "newgidmap"):
         if shutil.which(name) is None:
-            raise FileNotFoundError(2, f"{name} is needed for more than one's own id: apt install uidmap")
+            raise RefusedError(errno.ENOENT, f"{name} is needed for more than one's own id: apt install uidmap")
     target = os.getpid()
     reader, writer = os.pipe2(os.O_CLOEXEC)
     helper = os.fork()
@@ -117,7 +118,7 @@ def _mapped_by_helpers(uids: Sequence[IdMap], gids: Sequence[IdMap]) -> None:
         os.close(writer)
         _, status = os.waitpid(helper, 0)
     if status:
-        raise PermissionError(1, "newuidmap or newgidmap refused the map; see /etc/subuid and /etc/subgid")
+        raise RefusedError(errno.EPERM, "newuidmap or newgidmap refused the map; see /etc/subuid and /etc/subgid")
 
 
 def _run_helpers(target: int, uids: Sequence[IdMap], gids: Sequence[IdMap]) -> int:

@@ -1,5 +1,6 @@
 """A plan is a list of steps; each can say what it will do, and do it. A step that fails ends the start."""
 
+import errno
 import importlib
 import os
 import sys
@@ -26,6 +27,10 @@ class CallError(OSError):
         return f"{self.call}({self.path}): {self.strerror}"
 
 
+class RefusedError(OSError):
+    """An OSError that tells its own cause."""
+
+
 class Step(NamedTuple):
     """What is done, for people, and how. `required` says whether the daemon may start without it."""
 
@@ -49,10 +54,18 @@ def enter(plan: Plan) -> list[str]:
             step.execute()
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             if step.required:
-                raise SandboxError(f"sandbox: {step.description}: {error}; likely cause: {step.cause}") from error
+                raise SandboxError(f"sandbox: {step.description}: {_with_cause(error, step)}") from error
             failed.append(f"{step.description}: {error}")
     sys.audit(ENTERED)
     return failed
+
+
+def _with_cause(error: Exception, step: Step) -> str:
+    if isinstance(error, RefusedError):
+        return str(error.strerror)
+    few = isinstance(error, OSError) and error.errno == errno.EMFILE
+    cause = "the limit of open files (RLIMIT_NOFILE) is too low" if few else step.cause
+    return f"{error}; likely cause: {cause}"
 
 
 def explain(plan: Plan) -> list[str]:

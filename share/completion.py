@@ -33,18 +33,30 @@ def values(option: Option) -> Sequence[str]:
     return ()
 
 
-def _bash_words(command: str) -> str:
+def _words(command: str) -> str:
+    """What may stand after -o, a choice with each of its values."""
     words = []
     for option in _ROWS[command]:
         found = values(option)
         words += [f"{option.word}={value}" for value in found]
         if not found:
             words.append(option.word + ("=" if option.parse else ""))
+    return " ".join(words)
+
+
+def _bash_words(command: str) -> str:
     return f"""_passthrough_{command}_words() {{
   local before=""
   [[ $1 == *,* ]] && before="${{1%,*}},"
-  compgen -P "$before" -W "{" ".join(words)}" -- "${{1##*,}}"
+  compgen -P "$before" -W "{_words(command)}" -- "${{1##*,}}"
 }}"""
+
+
+def _fish_words(command: str) -> str:
+    return f"""function _passthrough_{command}_words
+  set -l before (string match -r '^.*,' -- (commandline -ct))
+  printf '%s\\n' "$before"{{{_words(command).replace(" ", ",")}}}
+end"""
 
 
 _BASH_WHOLE = """
@@ -89,7 +101,7 @@ def _prepare(command: str, chosen: argparse.ArgumentParser, rows: dict[str, Opti
         option = rows.get(action.dest)
         if "-o" in action.option_strings:
             words = f"_passthrough_{command}_words"
-            action.complete = {"bash": words, "zsh": words}  # type: ignore[attr-defined]
+            action.complete = {"bash": words, "zsh": words, "fish": f"({words})"}  # type: ignore[attr-defined]
         elif option is not None and action.nargs != 0 and values(option):
             action.choices = values(option)
         elif name in _DIRECTORIES:
@@ -109,6 +121,7 @@ def script(shell: str) -> str:
     preamble = {
         "bash": "\n".join(map(_bash_words, _ROWS)),
         "zsh": "\n".join(map(_zsh_words, _ROWS)),
+        "fish": "\n".join(map(_fish_words, _ROWS)),
     }
     made = str(shtab.complete(whole, shell, preamble=preamble))
     if shell == "bash":

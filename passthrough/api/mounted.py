@@ -1,5 +1,6 @@
 """mount(): any FileSystem on a directory of this machine, served by threads of the program that asks."""
 
+import errno
 import logging
 import os
 import select
@@ -84,6 +85,12 @@ class Mounted(Running):
         self._mount(request)
         try:
             mounting.see_that_it_answers(request.mountpoint)
+        except UserError as error:
+            self._abandon()
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EIO:
+                kind = "directory" if stat.S_ISDIR(request.kind) else "regular file"
+                raise UserError(f"{error}; is the root of the file system a {kind}?", error.status) from error
+            raise
         except BaseException:
             self._abandon()
             raise

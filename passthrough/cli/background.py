@@ -131,5 +131,5 @@ def _daemon(serve: ServeFunction, writer: int) -> int:
         return error.status
     except BaseException as error:
         logging.getLogger(__name__).exception("a bug of ours ended the daemon")
-        report(exitcodes.BUG, f"a bug of ours: {error!r}; passthrough mount -f shows where")
+        report(exitcodes.BUG, f"a bug of ours: {error!r}; the log has the traceback")
         return exitcodes.BUG

@@ -100,6 +100,8 @@ def _changes(modcaps: str | None) -> tuple[frozenset[str], frozenset[str]]:
         raise UserError(f"option modcaps={modcaps}: {error}", exitcodes.USAGE) from None
     except ImportError as error:
         raise UserError(f"sandbox: {error}", exitcodes.SANDBOX) from error
+    if twice := sorted(added & removed):
+        raise UserError(f"option modcaps={modcaps}: it keeps {twice[0]} and drops it", exitcodes.USAGE)
     return added, removed
 
 

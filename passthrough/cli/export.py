@@ -31,6 +31,8 @@ def run(image: str, file: str, options: ExportOptions, *, foreground: bool) -> i
     """Export image as file; returns when it answers, or with foreground when it is over."""
     real = mounting.check_file(file)
     options = _within_rights(options)
+    if options.key_file is not None:
+        options = replace(options, key_file=os.path.abspath(options.key_file))  # the daemon works in /
     stays = foreground or options.debug
     wanted = wanted_log(options, "export", image, real)
     streams = background.Streams(wanted, detached=not stays)
@@ -121,10 +123,13 @@ class _Export:
         """Before the mount: FILE may be the image itself. UserError where it cannot be had."""
         options = self._options
         again = self._reach.inside if options.sandbox in _ROOTED else self._reach.outside
+        found = self._reach.outside if self._reach.directory is not None else self.source  # the daemon works in /
         try:
-            source = open_image(options.request(self.source, again))
+            source = open_image(options.request(found, again))
         except ImageError as error:
             raise UserError(str(error), exitcodes.SOURCE) from error
+        except OSError as error:
+            raise UserError(f"{self.source}: cannot be opened: {error}", exitcodes.SOURCE) from error
         if options.passthrough is Choice.ON and source.descriptor is None:
             raise UserError("passthrough=on: the kernel takes raw images in regular files alone", exitcodes.SOURCE)
         if options.growable and not source.resizable:

@@ -109,7 +109,7 @@ def _run(daemon: Daemon, outside: Channel) -> int:
         status, line = exitcodes.SANDBOX, str(error)
     except BaseException as error:
         _log.exception("a bug of ours ended the daemon")
-        line = f"a bug of ours: {error!r}; passthrough mount -f shows where"
+        line = f"a bug of ours: {error!r}; the log has the traceback"
     finally:
         logging.shutdown()
     try:

@@ -162,8 +162,9 @@ def _within_rights(options: MountOptions) -> MountOptions:
     """Leave out what this user may not have, saying so once each."""
     if mounting.may_mount():
         if options.lends_rights():
+            word = "allow_other" if options.allow_other else "allow_root"
             raise UserError(
-                "no_default_permissions with allow_other would give every user root's rights on SRC",
+                f"no_default_permissions and {word} exclude each other: others would have root's rights on SRC",
                 exitcodes.USAGE,
             )
         return options

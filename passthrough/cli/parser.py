@@ -1,7 +1,9 @@
 """The command line: the commands, and the long form of every mount option. Parsing only."""
 
 import argparse
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .. import __version__, exitcodes
@@ -15,12 +17,39 @@ from .serve_options import add_serve
 _EPILOG = "Every option is also a word for -o, with underscores: --allow-other is -o allow_other."
 
 
+class _Help(argparse.HelpFormatter):
+    """Lines that do not end within an option: --no-writeback is one word."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        filled = textwrap.wrap(" ".join(text.split()), width - len(indent), break_on_hyphens=False)
+        return "\n".join(indent + line for line in filled)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are UserErrors: one line, our exit status."""
 
+    def __init__(self, **words: Any) -> None:
+        super().__init__(formatter_class=_Help, **words)
+
     def error(self, message: str) -> NoReturn:
         """What argparse calls for a wrong command line."""
+        message = re.sub(r"^argument (\S+): ignored explicit argument .*", r"\1 takes no value", message)
         raise UserError(f"{message}; see: {self.prog} --help", exitcodes.USAGE)
+
+
+class _Command(Parser):
+    """A command's: what it does not know is its own error, and not the whole program's."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """How argparse calls the parser of a command."""
+        parsed, left = super().parse_known_args(args, namespace)
+        if left:
+            unknown = [word for word in left if word.startswith("-")]
+            self.error(f"unknown option: {unknown[0]}" if unknown else f"one argument too many: {left[0]}")
+        return parsed, left
 
 
 class _Words(argparse.Action):
@@ -42,6 +71,17 @@ class _Long(argparse.Action):
         namespace.settings = [*namespace.settings, setting]
 
 
+def _not_empty(name: str) -> Callable[[str], str]:
+    """A path may not be empty: it would be the working directory, where a variable is not set."""
+
+    def read(text: str) -> str:
+        if not text:
+            raise UserError(f"{name} is empty; name a path, . for the working directory", exitcodes.USAGE)
+        return text
+
+    return read
+
+
 def _version() -> str:
     return f"passthrough {__version__}{' (compiled)' if is_compiled() else ''}"
 
@@ -50,7 +90,7 @@ def build() -> Parser:
     """The whole command line."""
     parser = Parser(prog="passthrough", description="Share a directory through FUSE.", allow_abbrev=False)
     parser.add_argument("-V", "--version", action="version", version=_version())
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Command)
     add_mount(commands.add_parser("mount", help="mount a directory", epilog=_EPILOG, allow_abbrev=False))
     _add_umount(commands.add_parser("umount", help="unmount, and stop the daemon", allow_abbrev=False))
     add_export(commands.add_parser("export", help="export an image as a file", epilog=_EPILOG, allow_abbrev=False))
@@ -62,8 +102,8 @@ def build() -> Parser:
 def add_mount(parser: argparse.ArgumentParser) -> None:
     """passthrough mount."""
     parser.description = "Mount the directory SRC on the directory MNT; returns when the mount answers."
-    parser.add_argument("source", metavar="SRC", help="the directory to share")
-    parser.add_argument("mountpoint", metavar="MNT", help="the directory to mount it on")
+    parser.add_argument("source", metavar="SRC", type=_not_empty("SRC"), help="the directory to share")
+    parser.add_argument("mountpoint", metavar="MNT", type=_not_empty("MNT"), help="the directory to mount it on")
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
     parser.add_argument("-o", action=_Words, metavar="OPTION[,...]", help="mount options", default=argparse.SUPPRESS)
     parser.set_defaults(settings=[])
@@ -75,8 +115,10 @@ def add_mount(parser: argparse.ArgumentParser) -> None:
 def add_export(parser: argparse.ArgumentParser) -> None:
     """passthrough export."""
     parser.description = "Export IMAGE as the regular file FILE, which may be IMAGE itself; returns when it answers."
-    parser.add_argument("image", metavar="IMAGE", help="an image file, a block device, or an NBD URI")
-    parser.add_argument("file", metavar="FILE", help="the regular file to mount it on")
+    parser.add_argument(
+        "image", metavar="IMAGE", type=_not_empty("IMAGE"), help="an image file, a block device, or an NBD URI"
+    )
+    parser.add_argument("file", metavar="FILE", type=_not_empty("FILE"), help="the regular file to mount it on")
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
     parser.add_argument("-o", action=_Words, metavar="OPTION[,...]", help="export options", default=argparse.SUPPRESS)
     parser.set_defaults(settings=[])
@@ -105,7 +147,7 @@ def _add_umount(parser: argparse.ArgumentParser) -> None:
         "Unmount MNT and stop its daemon; files that are still open there are cut off, but for what the kernel itself "
         "reads and writes."
     )
-    parser.add_argument("mountpoint", metavar="MNT", help="the mount point")
+    parser.add_argument("mountpoint", metavar="MNT", type=_not_empty("MNT"), help="the mount point")
     parser.add_argument("--dead", action="store_true", help="only a mount whose daemon is gone; else do nothing")
 
 
@@ -121,8 +163,8 @@ def mount_helper(arguments: Sequence[str]) -> tuple[argparse.Namespace, bool, bo
     Returns what `mount` would have parsed, whether to pass over unknown options (-s), and whether to do nothing (-f).
     """
     parser = Parser(prog="mount.fuse.passthrough", allow_abbrev=False)
-    parser.add_argument("source")
-    parser.add_argument("mountpoint")
+    parser.add_argument("source", metavar="SRC", type=_not_empty("SRC"))
+    parser.add_argument("mountpoint", metavar="MNT", type=_not_empty("MNT"))
     parser.add_argument("-o", action=_Words, default=argparse.SUPPRESS)
     parser.add_argument("-t", dest="kind")
     parser.add_argument("-N", dest="namespace")

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -64,14 +66,24 @@ _OWN_SHARE_OPTIONS: tuple[Option, ...] = (
         "Other file systems below DIR are such in the guest too (the default); --no-announce-submounts: all is one.",
     ),
     Option("no_announce_submounts", "announce_submounts", value=False),
+    Option(
+        "allow_idmap",
+        "allow_idmap",
+        "The guest may idmap its mount, where its kernel can (6.12; the default); the daemon is then told who asks "
+        "only where something is created.",
+    ),
+    Option("no_allow_idmap", "allow_idmap", value=False),
 )
 """What has another default than on a mount, or is for guests alone."""
+
+_OWN_FIELDS = {option.field for option in _OWN_SHARE_OPTIONS}
+_COMMON_OPTIONS = tuple(option for option in SHARE_OPTIONS if option.field not in _OWN_FIELDS)
 
 
 def parse_tag(text: str) -> str:
     """A tag: bytes that a guest can be told."""
     if not is_tag(text):
-        raise ValueError
+        raise ValueError(f"a name of 1 to {TAG_SIZE} bytes")
     return text
 
 
@@ -79,12 +91,26 @@ def number_in(low: int, high: int) -> Callable[[str], int]:
     """What reads a number from low to high."""
 
     def parse(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise ValueError
-        return value
+        if not text.isascii() or not text.isdecimal() or not low <= int(text[:20]) <= high:
+            raise ValueError(f"a number from {low} to {high}")
+        return int(text)
 
     return parse
+
+
+def parse_descriptor(text: str) -> int:
+    """A descriptor that the starter has left open."""
+    try:
+        return number_in(0, 1 << 20)(text)
+    except ValueError:
+        raise ValueError("the number of a descriptor") from None
+
+
+def parse_path(text: str) -> str:
+    """A path, which a variable that is not set does not give."""
+    if not text:
+        raise ValueError("a path")
+    return text
 
 
 def parse_limit(text: str) -> int:
@@ -100,11 +126,12 @@ def _switch(parser: Any, name: str, text: str) -> None:
 def add_serve(parser: argparse.ArgumentParser) -> None:
     """passthrough serve. What is not said is left out of the namespace: the defaults are ServeOptions'."""
     parser.description = "Serve a directory, or one regular file, to a virtual machine as virtio-fs, over vhost-user."
+    parser.epilog = "Flags of the shared directory, but --readonly, have opposites: --no-writeback."
     value = _value_adder(parser)
-    value("--shared-dir", "DIR", str, "what to share; needed")
-    value("--socket-path", "PATH", str, "listen on this UNIX socket, for one front end after the other")
+    value("--shared-dir", "DIR", parse_path, "what to share; needed")
+    value("--socket-path", "PATH", parse_path, "listen on this UNIX socket, for one front end after the other")
     value("--socket-group", "GROUP", str, "let this group connect too")
-    value("--fd", "N", number_in(0, 1 << 20), "use a socket that listens already, instead of --socket-path")
+    value("--fd", "N", parse_descriptor, "use a socket that listens already, instead of --socket-path")
     value("--tag", "NAME", parse_tag, f"tell the guest this tag (1 to {TAG_SIZE} bytes); else the front end does")
     value("--num-request-queues", "N", number_in(1, 255), "with --tag, how many request queues to ask for; default: 1")
     _switch(parser, "once", "end when the first front end has gone")
@@ -119,7 +146,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     )
     _switch(parser, "print-capabilities", "print what this back end can do, as JSON, and exit")
     for title, rows in (
-        ("the shared directory", (*SHARE_OPTIONS, *_OWN_SHARE_OPTIONS)),
+        ("the shared directory", (*_COMMON_OPTIONS, *_OWN_SHARE_OPTIONS)),
         ("the log", LOG_OPTIONS),
         ("the sandbox", SANDBOX_OPTIONS),
     ):
@@ -130,7 +157,8 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 def _add_row(group: Any, option: Option) -> None:
     name = "--" + option.word.replace("_", "-")
-    text = option.help.replace("%", "%%") or argparse.SUPPRESS
+    text = re.sub(r"\bno_\w+", lambda match: "--" + match[0].replace("_", "-"), option.help)
+    text = text.replace("%", "%%") or argparse.SUPPRESS
     if option.parse is None:
         group.add_argument(
             name, action="store_const", const=option.value, help=text, default=argparse.SUPPRESS, dest=option.field
@@ -168,24 +196,12 @@ def _value_adder(parser: argparse.ArgumentParser) -> Callable[[str, str, Callabl
         def checked(given: str) -> Any:
             try:
                 return parse(given)
-            except ValueError:
-                raise UserError(f"{name}={given}: it takes {_takes(name)}", exitcodes.USAGE) from None
+            except ValueError as error:
+                raise UserError(f"{name}={given}: it takes {error}", exitcodes.USAGE) from None
 
         parser.add_argument(name, metavar=metavar, type=checked, help=text, default=argparse.SUPPRESS)
 
     return add
-
-
-_TAKES = {
-    "--tag": f"a name of 1 to {TAG_SIZE} bytes",
-    "--num-request-queues": "a number from 1 to 255",
-    "--thread-pool-size": "a number from 0 to 256",
-    "--fd": "the number of a descriptor",
-}
-
-
-def _takes(name: str) -> str:
-    return _TAKES.get(name, "another value")
 
 
 def options_of(values: dict[str, Any]) -> ServeOptions:
@@ -207,8 +223,8 @@ def _check(options: ServeOptions) -> None:
         refuse("--shared-dir is missing: which directory to share")
     if (options.socket_path is None) == (options.fd is None):
         refuse("one of --socket-path and --fd is needed, and not both")
-    if options.socket_path is not None and not os.path.isdir(os.path.dirname(os.path.abspath(options.socket_path))):
-        refuse(f"{options.socket_path}: the directory of the socket does not exist")
+    if options.socket_path is not None:
+        _check_directory(options.socket_path)
     if options.socket_group is not None and options.fd is not None:
         refuse("--socket-group is for a socket of ours: not with --fd")
     if options.num_request_queues != 1 and options.tag is None:
@@ -216,3 +232,12 @@ def _check(options: ServeOptions) -> None:
     if options.readonly and options.writeback:
         refuse("--readonly and --writeback exclude each other")
     check_share(options)
+
+
+def _check_directory(socket_path: str) -> None:
+    directory = os.path.dirname(os.path.abspath(socket_path))
+    if not os.path.isdir(directory):
+        raise UserError(
+            f"{socket_path}: the directory of the socket does not exist; create it: mkdir -p {shlex.quote(directory)}",
+            exitcodes.SOCKET,
+        )

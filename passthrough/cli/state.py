@@ -31,7 +31,10 @@ def directory() -> str:
         os.makedirs(path, mode=0o700, exist_ok=True)
         found = os.lstat(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot keep the daemon's state there: {error.strerror}", exitcodes.SYSTEM) from error
+        why = f"{path}: cannot keep the daemon's state there: {error.strerror}"
+        if os.environ.get("XDG_RUNTIME_DIR") and os.geteuid() != 0:
+            why += "; XDG_RUNTIME_DIR must name a directory of this user's, or none"
+        raise UserError(why, exitcodes.SYSTEM) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise UserError(f"{path}: is not a directory of ours; remove it", exitcodes.SYSTEM)
     return path

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 from .. import __version__, exitcodes
 from ..errors import UserError
 from ..fs.tree import ReaddirPlus
-from ..fs.xattrmap import XattrMap, parse_map
-from ..option_rows import seconds
+from ..fs.xattrmap import parse_map
+from ..option_rows import one_of, seconds
 from ..owner_options import OWNER_OPTIONS
 from ..process_options import Level
 from ..sandbox_options import SANDBOX_OPTIONS, SandboxMode, SeccompMode
 from ..share_options import cache_mode, file_handles
 from . import serve, serve_options
-from .serve_options import ServeOptions, number_in, parse_limit, parse_tag
+from .serve_options import ServeOptions, number_in, parse_descriptor, parse_limit, parse_path, parse_tag
 
 _NO_MIGRATION = "the state of a share cannot be moved to another host"
 
@@ -42,25 +42,24 @@ class Row(NamedTuple):
     many: bool = False
 
 
-def _log_level(text: str) -> Level:
-    return Level("error" if text == "err" else text)
+def _log_level(text: str) -> Any:
+    return one_of(Level)("error" if text == "err" else text)
 
 
 def _sandbox(text: str) -> SandboxMode:
-    return {"namespace": SandboxMode.NAMESPACE, "chroot": SandboxMode.CHROOT, "none": SandboxMode.NONE}[text]
+    """landlock is not among theirs."""
+    if text not in ("namespace", "chroot", "none"):
+        raise ValueError("one of namespace, chroot, none")
+    return SandboxMode(text)
 
 
 def _seccomp(text: str) -> SeccompMode:
     """trap, which is for finding bugs of virtiofsd's, is not among ours."""
-    return {"none": SeccompMode.NONE, "log": SeccompMode.LOG, "kill": SeccompMode.KILL}[text]
-
-
-def _xattrmap(text: str) -> XattrMap:
-    """The error names the rule."""
-    try:
-        return parse_map(text)
-    except ValueError as error:
-        raise UserError(f"xattrmap={text}: it takes {error}", exitcodes.USAGE) from None
+    if text == "trap":
+        raise ValueError("none, log or kill here: log tells which system call it was, as trap does there")
+    if text not in ("none", "log", "kill"):
+        raise ValueError("one of none, log, kill")
+    return SeccompMode(text)
 
 
 def _option(word: str) -> Callable[[str], Any]:
@@ -77,13 +76,13 @@ def _flags(words: str, who: str) -> Iterator[Row]:
 
 
 TABLE: tuple[Row, ...] = (
-    Row("--shared-dir", "R", "shared_dir", metavar="DIR", parse=str),
-    Row("-o source", "RC", "shared_dir", metavar="DIR", parse=str),
+    Row("--shared-dir", "R", "shared_dir", metavar="DIR", parse=parse_path),
+    Row("-o source", "RC", "shared_dir", metavar="DIR", parse=parse_path),
     Row("--tag", "R", "tag", metavar="NAME", parse=parse_tag),
-    Row("--socket-path", "RC", "socket_path", metavar="PATH", parse=str),
-    Row("--socket", "R", "socket_path", metavar="PATH", parse=str),
+    Row("--socket-path", "RC", "socket_path", metavar="PATH", parse=parse_path),
+    Row("--socket", "R", "socket_path", metavar="PATH", parse=parse_path),
     Row("--socket-group", "RC", "socket_group", metavar="GROUP", parse=str),
-    Row("--fd", "RC", "fd", metavar="N", parse=number_in(0, 1 << 20)),
+    Row("--fd", "RC", "fd", metavar="N", parse=parse_descriptor),
     Row("--thread-pool-size", "RC", "thread_pool_size", metavar="N", parse=number_in(0, 256)),
     Row("--cache", "R", "cache", metavar="MODE", parse=cache_mode),
     Row("-o cache", "RC", "cache", metavar="MODE", parse=cache_mode),
@@ -128,8 +127,8 @@ TABLE: tuple[Row, ...] = (
     Row("--gid-map", "R", "gid_map", metavar="MAP", parse=_option("gid_map"), many=True),
     Row("--translate-uid", "R", "translate_uid", metavar="MAP", parse=_option("translate_uid"), many=True),
     Row("--translate-gid", "R", "translate_gid", metavar="MAP", parse=_option("translate_gid"), many=True),
-    Row("--xattrmap", "R", "xattrmap", metavar="RULES", parse=_xattrmap),
-    Row("-o xattrmap", "C", "xattrmap", metavar="RULES", parse=_xattrmap),
+    Row("--xattrmap", "R", "xattrmap", metavar="RULES", parse=parse_map),
+    Row("-o xattrmap", "C", "xattrmap", metavar="RULES", parse=parse_map),
     Row("--security-label", "R", "security_label"),
     *_flags("security_label", "RC"),
     Row("--inode-file-handles", "R", "inode_file_handles", metavar="MODE", parse=file_handles),
@@ -183,7 +182,7 @@ def _settings(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         word, equals, text = rest.pop(0).partition("=")
         if word.startswith("-o") and not word.startswith("--"):
             listed = (word + equals + text)[2:] or (rest.pop(0) if rest else "")
-            for item in listed.split(","):
+            for item in filter(None, listed.split(",")):
                 name, has, value = item.partition("=")
                 yield f"-o {name}", value if has else None
             continue
@@ -203,8 +202,8 @@ def _value(row: Row, text: str | None) -> Any:
         return row.value
     try:
         return row.parse(text or "")
-    except (ValueError, KeyError):
-        raise UserError(f"{row.word}={text}: it takes another {row.metavar}", exitcodes.USAGE) from None
+    except ValueError as error:
+        raise UserError(f"{row.word}={text}: it takes {error}", exitcodes.USAGE) from None
 
 
 def help_text() -> str:

@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import re
+import shlex
 import shutil
 import socket
 import stat
@@ -101,7 +102,9 @@ def check_mountpoint(path: str, source: str | None, *, nonempty: bool = False) -
     except OSError as error:
         raise _mountpoint_error(path, error) from error
     if not stat.S_ISDIR(status.st_mode):
-        raise UserError(f"{path}: the mount point is no directory; create one: mkdir -p", exitcodes.MOUNTPOINT)
+        raise UserError(
+            f"{path}: the mount point is no directory; name one, or create one with mkdir", exitcodes.MOUNTPOINT
+        )
     if nonempty:
         return real
     mount = mountinfo.top_mount(real)
@@ -110,7 +113,7 @@ def check_mountpoint(path: str, source: str | None, *, nonempty: bool = False) -
             raise _dead_mount_error(path)
         raise UserError(
             f"{path}: already a mount point ({mount.fstype} from {mount.source}); unmount it first: "
-            f"umount {path}; or mount on top of it: -o nonempty",
+            f"umount {shlex.quote(path)}; or mount on top of it: -o nonempty",
             exitcodes.MOUNTPOINT,
         )
     if (source is None or not os.path.samefile(real, source)) and not _is_empty(real):
@@ -129,7 +132,7 @@ def check_file(path: str) -> str:
         status = os.stat(real)
     except OSError as error:
         if error.errno == errno.ENOENT:
-            line = f"{path}: the file to mount on does not exist; create an empty one: touch {path}"
+            line = f"{path}: the file to mount on does not exist; create an empty one: touch {shlex.quote(path)}"
             raise UserError(line, exitcodes.MOUNTPOINT) from error
         raise _mountpoint_error(path, error) from error
     if not stat.S_ISREG(status.st_mode):
@@ -143,7 +146,7 @@ def check_file(path: str) -> str:
             raise _dead_mount_error(path)
         raise UserError(
             f"{path}: {os.strerror(errno.EEXIST)}: something is exported there already ({mount.source}); "
-            f"end that first: passthrough umount {path}",
+            f"end that first: passthrough umount {shlex.quote(path)}",
             exitcodes.MOUNTPOINT,
         )
     return real
@@ -151,7 +154,9 @@ def check_file(path: str) -> str:
 
 def _mountpoint_error(path: str, error: OSError) -> UserError:
     if error.errno == errno.ENOENT:
-        return UserError(f"{path}: the mount point does not exist; create it: mkdir -p {path}", exitcodes.MOUNTPOINT)
+        return UserError(
+            f"{path}: the mount point does not exist; create it: mkdir -p {shlex.quote(path)}", exitcodes.MOUNTPOINT
+        )
     if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
         return _dead_mount_error(path)
     return UserError(f"{path}: cannot use the mount point: {error.strerror}", exitcodes.MOUNTPOINT)
@@ -159,7 +164,7 @@ def _mountpoint_error(path: str, error: OSError) -> UserError:
 
 def _dead_mount_error(path: str) -> UserError:
     return UserError(
-        f"{path}: a dead mount is in the way, its daemon is gone; clear it: passthrough umount {path}",
+        f"{path}: a dead mount is in the way, its daemon is gone; clear it: passthrough umount {shlex.quote(path)}",
         exitcodes.MOUNTPOINT,
     )
 
@@ -310,9 +315,12 @@ def _helper_error(request: MountRequest, text: str) -> UserError:
     if "fuse device not found" in known:
         return _no_device()
     if DEVICE in known:
-        return UserError(f"{DEVICE}: {line}; as root: chmod 0666 {DEVICE}", exitcodes.NO_DEVICE)
+        why = line.removeprefix(f"failed to open {DEVICE}: ")
+        return UserError(f"{DEVICE}: {why}; as root: chmod 0666 {DEVICE}", exitcodes.NO_DEVICE)
     if any(word in known for word in ("ermission", "user has no write access", "not permitted")):
-        return UserError(f"{request.mountpoint}: not allowed to mount here: {line}", exitcodes.PERMISSION)
+        own = "file" if stat.S_ISREG(request.kind) else "directory"
+        why = f"{request.mountpoint}: not allowed to mount here: {line}; it must be a {own} that this user may write"
+        return UserError(why, exitcodes.PERMISSION)
     return UserError(f"{request.mountpoint}: mount failed: {line}", exitcodes.MOUNT_FAILED)
 
 
@@ -338,6 +346,9 @@ def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> None
         line = _said(result.stderr.decode(errors="replace"))
         if "busy" in line:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), mountpoint)
+        if "not found" in line:  # what fusermount3 says of a mount that is not this user's
+            why = "this user has not mounted it; whoever has, or root, may unmount it"
+            raise UserError(f"{mountpoint}: {why}", exitcodes.PERMISSION)
         raise UserError(f"{mountpoint}: {line or 'fusermount3 failed'}", exitcodes.PERMISSION)
 
 

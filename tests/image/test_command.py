@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from passthrough import exitcodes
-from tests.mounted.harness import Harness, background, command, ended, is_mounted, refusal, run, wait_until
+from tests.mounted.harness import (
+    Harness,
+    background,
+    command,
+    ended,
+    is_mounted,
+    refusal,
+    run,
+    wait_until,
+    with_modules,
+)
 
 from .exporters import MIB, Servers, export, make, pattern, raw_file, target
 
@@ -91,6 +101,49 @@ def test_passthrough_that_cannot_be_is_said(harness: Harness) -> None:
 )
 def test_no_nbd_server(harness: Harness, uri: str, said: str) -> None:
     assert said in refusal(run("export", uri.format(base=harness.base), target(harness)), exitcodes.SOURCE)
+
+
+@pytest.mark.parametrize(
+    "name", ["http://host/image", "ssh://host/image", "nbd:localhost:10809", 'json:{"driver": "raw"}']
+)
+def test_names_of_other_kinds_are_no_files(harness: Harness, name: str) -> None:
+    line = refusal(run("export", name, target(harness)), exitcodes.SOURCE)
+    assert line.startswith(f"passthrough: {name}: is no URI that is known here")
+
+
+def test_paths_are_relative_to_where_one_is(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon works elsewhere."""
+    base = harness.directory("image")
+    (base / "key").write_text("secret")
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "luks", "--object", "secret,id=s,file=key",
+         "-o", "key-secret=s,iter-time=10", "disk.luks", "1M"], check=True, cwd=base,
+    )  # fmt: skip
+    Servers(harness).nbdkit(base / "socket", "memory", "2M")
+    monkeypatch.chdir(base)
+    assert export(harness, "disk.luks", "--format=luks", "--key-file=key").point.stat().st_size == MIB
+    assert export(harness, "nbd+unix:///?socket=socket").point.stat().st_size == 2 * MIB
+
+
+def test_a_luks_image_is_said_to_be_one(harness: Harness) -> None:
+    path = harness.directory("image") / "image"
+    path.write_bytes(b"LUKS\xba\xbe".ljust(4096, b"\0"))
+    line = refusal(run("export", path, target(harness)), exitcodes.SOURCE)
+    assert "--key-file" in line
+    assert "--format=raw" in line
+    assert "other files" not in line
+
+
+def test_a_snapshot_with_nowhere_to_write(harness: Harness, image: Path) -> None:
+    result = run("export", "--snapshot", image, target(harness), env={**with_modules(), "TMPDIR": "/nonexistent"})
+    line = refusal(result, exitcodes.SOURCE)
+    assert "/nonexistent" in line
+    assert "TMPDIR=" in line
+
+
+@pytest.mark.parametrize("words", [("", "file"), ("image", "")])
+def test_an_empty_path_is_not_the_working_directory(words: tuple[str, str]) -> None:
+    assert "is empty" in refusal(run("export", *words), exitcodes.USAGE)
 
 
 def test_an_nbd_server_that_will_not_be_written(harness: Harness) -> None:

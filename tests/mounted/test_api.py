@@ -199,6 +199,18 @@ def test_what_cannot_begin_leaves_nothing_mounted(places: Places, caplog: pytest
         assert not is_mounted(places.point)
 
 
+def test_a_directory_on_a_file_is_asked_about(places: Places) -> None:
+    point = places.harness.base / "a file"
+    point.touch()
+    with nothing_left():
+        fs = Tree(places.source)
+        with pytest.raises(UserError, match="is the root of the file system a regular file") as caught:
+            mount(fs, point)
+        assert caught.value.status == exitcodes.SERVING
+        assert not is_mounted(point)
+        fs.close()
+
+
 def test_one_that_was_refused_can_be_mounted_elsewhere(places: Places) -> None:
     with nothing_left():
         fs = Tree(places.source)

@@ -90,6 +90,10 @@ CONTRADICTIONS = [
     (("posix_acl", "no_default_permissions"), ("posix_acl", "no_default_permissions")),
     (("allow_other", "no_default_permissions"), ("allow_other", "no_default_permissions")),
     (("transport=llfuse", "writeback"), ("transport=llfuse", "writeback")),
+    (("sandbox=landlock", "landlock=off"), ("sandbox=landlock", "landlock=off")),
+    (("modcaps=+chown:-chown",), ("modcaps=+chown:-chown", "CHOWN")),
+    (("anon_uid=1000",), ("anon_uid", "squash=root")),
+    (("anon_gid=1000",), ("anon_gid", "squash=all")),
 ]
 
 
@@ -317,6 +321,25 @@ def test_help_lists_every_command() -> None:
 )
 def test_wrong_command_line(words: Sequence[str]) -> None:
     assert "--help" in refusal(run(*words), exitcodes.USAGE)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("mount", "--nonsense", "/", "/"), "unknown option: --nonsense; see: passthrough mount --help"),
+        (("mount", "/", "/", "more"), "one argument too many: more; see: passthrough mount --help"),
+        (("mount", "--ro=1", "/", "/"), "--ro takes no value; see: passthrough mount --help"),
+        (("doctor", ".", "more"), "one argument too many: more; see: passthrough doctor --help"),
+        (("mount", "-o", "allow-other", "/", "/"), "unknown option: allow-other; for -o it is allow_other"),
+        (("mount", "-o", "remount,ro", "/", "/"), "unknown option: remount; a mount keeps its options"),
+        (("export", "-o", "ro", "a", "b"), "unknown option: ro; an export is read-only"),
+        (("mount", "", "/"), "SRC is empty"),
+        (("mount", "/", ""), "MNT is empty"),
+        (("umount", ""), "MNT is empty"),
+    ],
+)
+def test_what_a_wrong_command_line_is_told(words: Sequence[str], said: str) -> None:
+    assert refusal(run_here(*words), exitcodes.USAGE).startswith(f"passthrough: {said}")
 
 
 def test_umount_of_what_is_not_mounted(harness: Harness) -> None:

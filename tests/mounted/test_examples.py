@@ -304,6 +304,30 @@ def test_a_document_is_a_tree_that_cannot_be_changed(harness: Harness, run: Run)
         _absent(lambda: os.stat(point / "nothing"))
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("audit", [], "usage: audit.py SRC MNT"),
+        ("hide", ["/", "/mnt"], "usage: hide.py SRC MNT PATTERN..."),
+        ("json_tree", [], "usage: json_tree.py FILE.json MNT"),
+        ("audit", ["/nonexistent", "/"], "[Errno 2] No such file or directory: '/nonexistent'"),
+        ("hide", ["/", "/nonexistent", "*"], "/nonexistent: the mount point does not exist; create it"),
+        ("json_tree", ["/dev/null", "/"], "Expecting value"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(name: str, words: list[str], said: str) -> None:
+    result = subprocess.run(
+        [sys.executable, ROOT / "examples" / f"{name}.py", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith(said)
+    assert result.stderr.count("\n") == 1
+
+
 # The programs of README.md and of passthrough(3)
 
 

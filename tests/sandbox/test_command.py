@@ -1,6 +1,7 @@
 """The sandbox of a mount, as the command makes it: what it says, what it refuses, and what the daemon then is."""
 
 import os
+import pwd
 import re
 import signal
 import subprocess
@@ -227,6 +228,23 @@ def test_a_namespace_that_cannot_be_had_is_an_error(harness: Harness) -> None:
     assert "likely cause: no CAP_SYS_ADMIN" in line
     assert not is_mounted(point)
     assert processes_about(point) == []
+
+
+@pytest.mark.parametrize("limit", [4, 8, 16])
+def test_too_few_open_files_for_the_sandbox_are_said_to_be_the_cause(harness: Harness, limit: int) -> None:
+    words = ("mount", f"--rlimit-nofile={limit}", harness.directory("source"), harness.directory("mount"))
+    line = refusal(run(*words), exitcodes.SANDBOX)
+    assert line.endswith("likely cause: the limit of open files (RLIMIT_NOFILE) is too low\n")
+
+
+def test_ids_that_one_may_not_have_are_the_cause_and_no_other(harness: Harness) -> None:
+    """Said before /dev/fuse is opened, so the user need not be one who may open it."""
+    source, point = harness.directory("source"), harness.directory("mount")
+    user = pwd.getpwnam("nobody").pw_uid
+    os.chown(point, user, user)
+    line = refusal(run("mount", "--uid-map=:1:1:1:", source, point, user=user), exitcodes.SANDBOX)
+    assert "/etc/subuid" in line
+    assert "likely cause" not in line
 
 
 def test_a_user_namespace_that_is_switched_off_is_an_error(harness: Harness, user: int) -> None:

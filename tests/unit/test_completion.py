@@ -102,6 +102,14 @@ def test_fish_offers_commands_options_and_values() -> None:
     assert set(fish("passthrough mount --cache a")) >= {"auto", "always"}
 
 
+def test_fish_offers_words_after_dash_o() -> None:
+    offered = {word.partition("=")[0] for word in fish("passthrough mount -o ")}
+    assert offered == {option.word for option in OPTIONS}
+    assert fish("passthrough mount -o allow_oth") == ["allow_other"]
+    assert fish("passthrough mount -o ro,cache=a") == ["ro,cache=auto", "ro,cache=always"]
+    assert "writable" in fish("passthrough export -o w")
+
+
 def test_zsh_takes_it_as_the_completion_of_the_command(tmp_path: Path) -> None:
     (tmp_path / "_passthrough").write_text(script("zsh"))
     program = (

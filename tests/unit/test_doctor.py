@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -248,6 +249,8 @@ def check_form(report: object) -> None:
         assert bool(row["remedy"]) is (row["state"] != "ok")
     names = tuple(row["name"] for row in report["findings"] if row["name"] != "mount")
     assert names == (*NAMES, *SANDBOXES)
+    listed = re.findall(r"^\.TP\n\.B (\w+)$", _PAGE.read_text().partition("\n.SH FINDINGS\n")[2], re.MULTILINE)
+    assert tuple(name for name in listed if name in names) == names
 
 
 @pytest.mark.parametrize("minor", [45, 26])

@@ -299,3 +299,12 @@ def test_an_unmount_by_the_helper(stderr: str, number: int | None, monkeypatch: 
         mounting.unmount("-x", lazy=True)
     assert getattr(caught.value, "errno", None) == number
     assert asked == [["/usr/bin/fusermount3", "-u", "-z", "--", "-x"]]
+
+
+def test_a_mount_of_another_user_is_not_unmounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = b"/usr/bin/fusermount3: entry for /mnt not found in /etc/mtab"
+    monkeypatch.setattr(mounting, "may_mount", lambda: False)
+    monkeypatch.setattr(mounting, "helper_path", lambda: "/usr/bin/fusermount3")
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, b"", said))
+    with pytest.raises(UserError, match=r"^/mnt: this user has not mounted it; whoever has, or root"):
+        mounting.unmount("/mnt")

@@ -119,13 +119,50 @@ def test_every_option_is_accepted_or_refused_with_its_reason(row: virtiofsd.Row)
         "--shared-dir=/ --fd=3 --timeout=-1",
         "--shared-dir=/ --fd=3 --tag=" + "x" * 37,
         "--shared-dir=/ --fd=3 --num-request-queues=4",
-        "--shared-dir=/ --socket-path=/nonexistent/s",
+        "--shared-dir=/ --socket-path=",
+        "--shared-dir= --fd=3",
+        "--shared-dir=/ --fd=",
+        "-o cache=auto --shared-dir=/ --fd=3",
         "--shared-dir=/ --socket-path=/run/passthrough-test-s --socket-group=nosuchgroup",
         "--shared-dir=/ --fd=999",
     ],
 )
 def test_serve_refuses_on_one_line(words: str) -> None:
     refusal(run("serve", *words.split()), exitcodes.USAGE)
+
+
+def test_serve_says_which_directory_is_missing() -> None:
+    line = refusal(run("serve", "--shared-dir=/", "--socket-path=/nonexistent/s"), exitcodes.SOCKET)
+    assert "mkdir -p /nonexistent" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--cache=sometimes", "--cache=sometimes: it takes one of never, metadata, auto, always"),
+        ("-o sandbox=landlock", "-o sandbox=landlock: it takes one of namespace, chroot, none"),
+        ("--seccomp=errno", "--seccomp=errno: it takes one of none, log, kill"),
+        ("--seccomp=trap", "--seccomp=trap: it takes none, log or kill here"),
+        ("--log-level=loud", "--log-level=loud: it takes one of off, error"),
+        ("--thread-pool-size=many", "--thread-pool-size=many: it takes a number from 0 to 256"),
+        ("--tag=", "--tag=: it takes a name of 1 to 36 bytes"),
+        ("--socket-path=", "--socket-path=: it takes a path"),
+        ("--fd=-1", "--fd=-1: it takes the number of a descriptor"),
+        ("--xattrmap=x", "--xattrmap=x: it takes rules"),
+        ("--inode-file-handles=on", "--inode-file-handles=on: it takes one of never, prefer, mandatory"),
+    ],
+)
+def test_virtiofsd_says_what_an_option_takes(words: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        virtiofsd.options_of([*_BASE, *words.split()])
+    assert str(caught.value).startswith(said)
+
+
+def test_the_help_of_serve_has_its_own_words_and_defaults() -> None:
+    shown = " ".join(run("serve", "--help").stdout.split())
+    assert "--no-writeback is the default" in shown
+    assert "no_" not in shown
+    assert "may idmap its mount, where its kernel can (6.12; the default)" in shown
 
 
 def test_serve_refuses_what_cannot_be_shared() -> None:

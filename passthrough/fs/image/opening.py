@@ -134,8 +134,13 @@ def _format(request: ImageRequest) -> str:
         raise ImageError(f"{request.image}: cannot read the image: {error.strerror}") from error
     if found is None:
         return "raw"
+    if found.format == "luks":
+        raise ImageError(
+            f"{request.image}: is a luks image: say --format=luks and --key-file=FILE, or --format=raw to export it as "
+            "it is"
+        )
     if request.writes_image or found.refers:
-        why = "refers to other files" if found.refers and not request.writes_image else "is to be written"
+        why = "may refer to other files" if found.refers and not request.writes_image else "is to be written"
         raise ImageError(
             f"{request.image}: the header is that of {found.format}, and an image that {why} is not guessed, since "
             f"whoever wrote it could have put the header there: say --format={found.format} or --format=raw"

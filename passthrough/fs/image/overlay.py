@@ -13,7 +13,7 @@ from ... import syscalls
 from ...filesystem import failure
 from ...protocol.values import Buffers, FileRange, Fill, Later
 from .file import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
-from .source import BlockSource, Extent
+from .source import BlockSource, Extent, ImageError
 
 BLOCK = 1 << 16
 _ABSENT, _DATA, _ZERO = 0, 1, 2
@@ -31,7 +31,12 @@ class Overlay(BlockSource):
         self._size = base.size
         self.optimal = BLOCK
         directory = os.environ.get("TMPDIR") or "/var/tmp"
-        self._file = tempfile.TemporaryFile(dir=directory, buffering=0)
+        try:
+            self._file = tempfile.TemporaryFile(dir=directory, buffering=0)
+        except OSError as error:
+            raise ImageError(
+                f"{directory}: cannot keep the writes there: {error.strerror}; name another directory: TMPDIR=DIR"
+            ) from error
         self._fd = self._file.fileno()
         os.ftruncate(self._fd, self._size)
         self._blocks = bytearray(-(-self._size // BLOCK))

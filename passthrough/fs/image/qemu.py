@@ -7,6 +7,7 @@ client, after flushing. The socket is handed to it open (systemd's socket activa
 import contextlib
 import logging
 import os
+import re
 import select
 import shutil
 import socket
@@ -79,9 +80,9 @@ def _start(command: list[str], path: str, errors: int) -> "subprocess.Popen[byte
 
 
 def _said(errors: int) -> str:
-    """What qemu-nbd said, in one line and without its own name."""
+    """What qemu-nbd said, in one line and without its own name and the image's."""
     lines = os.pread(errors, 1 << 12, 0).decode(errors="replace").strip().splitlines()
-    return "; ".join(line.removeprefix("qemu-nbd: ") for line in lines)
+    return "; ".join(re.sub(r"^qemu-nbd: (Failed to blk_new_open '.*?': )?", "", line) for line in lines)
 
 
 class _QemuSource(NbdSource):

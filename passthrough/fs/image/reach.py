@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 from .source import ImageError
 
 NBD_URI = re.compile(r"nbds?(\+(unix|vsock))?://")
+_OTHER_URI = re.compile(r"[a-z][a-z0-9+.-]*://|nbd:|json:")
 _PORT = 10809
 
 
@@ -29,6 +30,11 @@ class Reach:
 def reach(image: str) -> Reach:
     """Of an image that the user named. ImageError for a server that has no address."""
     if not NBD_URI.match(image):
+        if _OTHER_URI.match(image) and not os.path.exists(image):
+            raise ImageError(
+                f"{image}: is no URI that is known here: nbd://HOST/NAME, nbds:// or nbd+unix:///NAME?socket=PATH; a "
+                "server such as nbdkit(1) makes an NBD export of others"
+            )
         return Reach()
     parts = urlsplit(image)
     if parts.scheme.endswith("+unix"):

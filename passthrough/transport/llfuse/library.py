@@ -101,6 +101,8 @@ def _apart(init: Callable[[], object]) -> None:
 
 def _by_helper(init: Callable[[], object], point: str) -> None:
     for line in _said_by(init):
+        if f"failed to open {mounting.DEVICE}" in line:
+            os.close(mounting.open_device())  # which says it as the direct door does
         raise UserError(f"llfuse cannot begin: {line}", exitcodes.MOUNT_FAILED)
     mounting.unmount(point, lazy=True)
 
