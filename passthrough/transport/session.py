@@ -17,6 +17,7 @@ from ..protocol.errors import StreamError
 from ..protocol.structs import FUSE_BACKING_MAP
 from ..server import Server
 from .devfuse import GONE, Queue, clone_all
+from .turns import Turns
 from .uring import UringQueue, possible_cpus
 from .workers import Crew
 
@@ -82,7 +83,8 @@ class Session:
     def _start_uring(self, server: Server) -> bool:
         cpus = possible_cpus() if self._cpus is None else self._cpus
         self._helpers = ThreadPoolExecutor(self._threads, "helper")
-        self._uring = [UringQueue(self.fd, cpu, server, self._payload, self._helpers) for cpu in cpus]
+        turns = Turns()
+        self._uring = [UringQueue(self.fd, cpu, server, self._payload, self._helpers, turns) for cpu in cpus]
         self._parts += len(cpus)
         registered = threading.Semaphore(0)
         for queue in self._uring:

@@ -29,6 +29,7 @@ from ..protocol.values import Answer, FileRange
 from ..server import Server
 from . import ring
 from .ring import OP_POLL_ADD, OP_URING_CMD, SQE_SIZE, Ring, address_of
+from .turns import Turn, Turns
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,9 @@ _new_tuple = tuple.__new__
 _pack_commit_id = Struct("=Q").pack_into
 _pack_size = Struct("=I").pack_into
 _OP_IN = FUSE_URING_IN_OUT_HEADER_SZ
+_READ = BY_NAME["read"].opcode
+_read_size = Struct("=16xI").unpack_from  # of struct fuse_read_in
+_MUCH = 64 << 10
 _COMMIT_ID = 2 * FUSE_URING_IN_OUT_HEADER_SZ + 8
 _PAYLOAD_SIZE = _COMMIT_ID + 8
 # fuse_in_header, and commit_id and payload_sz of fuse_uring_ent_in_out, in one go
@@ -83,6 +87,13 @@ def unavailable() -> str | None:
     except OSError:
         return "this kernel has no FUSE over io_uring: Linux 6.14 or newer, with CONFIG_FUSE_IO_URING"
     return ring.unavailable() if enabled else f"it is switched off; as root: echo Y > {_PARAMETER}"
+
+
+def _moves_much(header: Header, entry: "_Entry", size: int) -> bool:
+    """Whether the request is a READ or a WRITE whose system call takes longer than the rest."""
+    if header[1] == _READ:
+        (size,) = _read_size(entry.args)
+    return size >= _MUCH
 
 
 class _Entry:
@@ -120,8 +131,11 @@ class _Entry:
 class UringQueue:
     """The queue of one CPU. `idle` while its thread waits; `failure` says why it could not serve."""
 
-    def __init__(self, fd: int, cpu: int, server: Server, payload: int, helpers: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, fd: int, cpu: int, server: Server, payload: int, helpers: ThreadPoolExecutor, turns: Turns
+    ) -> None:
         self.idle = True
+        self._turn = Turn(turns)
         self.failure: str | None = None
         self._fd = fd
         self.cpu = cpu
@@ -207,6 +221,8 @@ class UringQueue:
             self._helpers.submit(self._help, entry, header, size)
             self._taken_out()
             return
+        if self._turn.wanted and _moves_much(header, entry, size):
+            self._turn.give()
         length = self._server.handle_split(header, entry.args, entry.body, size, entry)
         if length is not None:
             self._commit(entry, length)

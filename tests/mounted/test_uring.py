@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,58 @@ def test_many_slow_requests_at_once(harness: Harness, enabled: None) -> None:
     assert not failures
     for number in range(3 * uring.ENTRIES):
         assert (mount.source / f"file-{number}").read_bytes() == bytes([19]) * 1000
+
+
+def test_busy_clients_on_every_cpu(harness: Harness, enabled: None) -> None:
+    """The queues take turns, and what is asked for on one CPU is not held up by the others for good."""
+    mount = harness.mount("-o", "io_uring=on,passthrough=off,cache=never")
+    big = os.urandom(1 << 20)
+
+    def work(worker: int, cpu: int) -> str:
+        os.sched_setaffinity(0, {cpu})
+        for number in range(100):
+            path = mount.point / f"{worker}-{number}"
+            path.write_bytes(big if number % 10 == 0 else b"%d" % number)
+            assert path.read_bytes() == (big if number % 10 == 0 else b"%d" % number)
+            path.rename(mount.point / f"{worker}-{number}-done")
+        return "done"
+
+    cpus = sorted(os.sched_getaffinity(0)) * 2
+    with ThreadPoolExecutor(len(cpus)) as pool:
+        assert list(pool.map(work, range(len(cpus)), cpus)) == ["done"] * len(cpus)
+    assert len(os.listdir(mount.source)) == 100 * len(cpus)
+
+
+def test_a_request_that_is_stuck_holds_up_no_other_cpu(harness: Harness, enabled: None) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        pytest.skip("one CPU, one queue")
+    source = harness.directory("source")
+    (source / "busy").mkdir()
+    (source / "stuck" / "slow").mkdir(parents=True)
+    slow = harness.mount("-o", "cache=never,io_uring=off", point=source / "stuck" / "slow")
+    mount = harness.mount("-o", "io_uring=on,cache=never", source=source)
+    before = os.sched_getaffinity(0)
+    begun = threading.Event()
+
+    def stick() -> None:
+        os.sched_setaffinity(0, {cpus[1]})
+        begun.set()
+        assert not os.path.exists(mount.point / "stuck" / "slow" / "nothing")
+
+    os.kill(slow.server, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            stuck = pool.submit(stick)
+            assert begun.wait(TIMEOUT_S)
+            os.sched_setaffinity(0, {cpus[0]})
+            for number in range(300):
+                (mount.point / "busy" / f"file-{number}").touch()
+            assert not stuck.done()
+        finally:
+            os.kill(slow.server, signal.SIGCONT)
+            os.sched_setaffinity(0, before)
+        stuck.result(TIMEOUT_S)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

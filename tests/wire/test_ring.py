@@ -47,6 +47,15 @@ def test_the_ring_wraps_around(nops: ring.Ring) -> None:
         assert list(nops.completions()) == [(100 + turn % 8, 0), (100 + (turn + 3) % 8, 0)]
 
 
+def test_what_comes_at_once_is_taken_without_sleep(nops: ring.Ring) -> None:
+    assert nops.take_soon() is None
+    for slot in (3, 5):
+        nops.queue(slot)
+    assert nops.take_soon() == (103, 0)
+    assert nops.take_soon() == (105, 0)
+    assert nops.take_soon() is None
+
+
 def test_slots_are_rewritten(nops: ring.Ring) -> None:
     nops.write(0, _nop.pack(ring.OP_NOP, 7))
     nops.queue(0)
