@@ -341,6 +341,36 @@ def test_ids_are_translated_before_they_are_squashed(harness: Harness) -> None:
     assert as_user((mount.point / "program").read_bytes, 7, 7) == b"content", "it makes nothing"
 
 
+@pytest.mark.parametrize("cache", ["auto", "never"])
+def test_root_that_a_translation_makes_another_has_that_users_rights(harness: Harness, cache: str) -> None:
+    """The kernel that asks lets it do everything: the source does not."""
+    source = harness.directory("s", 0o777)
+    mount = harness.mount(
+        "-o",
+        f"allow_other,squash=root,translate_uid=map:0:1000:1,translate_gid=map:0:1000:1,cache={cache}",
+        source=source,
+    )
+    _others(source)
+    (source / "own").write_bytes(b"own")
+    (source / "own").chmod(0o600)
+    os.chown(source / "own", 1000, 1000)
+    refused: tuple[Callable[[], object], ...] = (
+        (mount.point / "secret").read_bytes,
+        lambda: os.truncate(mount.point / "secret", 0),
+        lambda: (mount.point / "program").chmod(0o777),
+        lambda: os.chown(mount.point / "own", 5, 5),
+        lambda: os.listdir(mount.point / "closed"),
+        (mount.point / "closed" / "inside").read_bytes,
+        (mount.point / "sticky" / "file").unlink,
+    )
+    for number, act in enumerate(refused):
+        assert attempt(act) in ("EACCES", "EPERM"), number
+    assert (mount.point / "own").read_bytes() == b"own"
+    (mount.point / "own").chmod(0o640)
+    (mount.point / "new").touch()
+    assert owner(source / "new") == (1000, 1000)
+
+
 _EXCHANGED = ((0, 1000), (1000, 0))
 
 

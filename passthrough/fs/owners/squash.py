@@ -2,6 +2,7 @@
 
 Who is squashed gets the anonymous user's rights on the source and no others: each request is done as that user, without
 a capability, whatever the kernel that asks has allowed. So root cannot read a file there that is not open to everybody.
+Root of the mount whom a translation makes another user has that user's rights and no others.
 Stands directly before the tree: ids are the source's here.
 """
 
@@ -14,6 +15,7 @@ from ...protocol import constants as c
 from ..decorator import Decorator
 from ..tree import Tree
 from ..tree.credentials import Caller, Checked, Credentials, Nobody, PerThread, WithoutFsetid
+from .translate import Lowered
 
 _AS_THE_CALLER = (
     "lookup readlink symlink mknod mkdir unlink rmdir rename2 link create tmpfile access open opendir setattr ioctl"
@@ -88,7 +90,7 @@ class Squashed(Decorator):
         """The caller as the source is to see it, or None for one who stays."""
         if self._everybody:
             return Context(ctx.unique, self._uid, self._gid, ctx.pid)
-        if ctx.uid and ctx.gid:
+        if ctx.uid and ctx.gid and type(ctx) is not Lowered:
             return None
         groups = tuple(group for group in ctx.groups or () if group) or None
         return Context(ctx.unique, ctx.uid or self._uid, ctx.gid or self._gid, ctx.pid, groups)

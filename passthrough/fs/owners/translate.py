@@ -18,6 +18,12 @@ _CALLER_IN = frozenset("symlink mknod mkdir create tmpfile access ioctl".split()
 """The methods below that translate the caller themselves."""
 
 
+class Lowered(Context):
+    """Who is root to the kernel that asks, which therefore allows everything, and another user on the source."""
+
+    __slots__ = ()
+
+
 class Translated(Decorator):
     """Stands before another FileSystem. Both tables are as IdTable has them."""
 
@@ -36,7 +42,9 @@ class Translated(Decorator):
     def _caller(self, ctx: Context) -> Context:
         """Who asks, as the source knows it. EPERM where this id must not be used."""
         groups = tuple(map(self._gids.host, ctx.groups)) if ctx.groups else ctx.groups
-        return Context(ctx.unique, self._uids.host(ctx.uid), self._gids.host(ctx.gid), ctx.pid, groups)
+        uid = self._uids.host(ctx.uid)
+        kind = Lowered if uid and not ctx.uid else Context
+        return kind(ctx.unique, uid, self._gids.host(ctx.gid), ctx.pid, groups)
 
     def _by_caller(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """For what makes nothing: an id that must not be used stays as it is."""
