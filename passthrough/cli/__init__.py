@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 
 from .. import exitcodes
 from ..errors import UserError
-from ..options import collect
 from . import parser
-from .serve_options import options_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,11 +56,13 @@ def _one_line(text: str) -> str:
 def _dispatch(program: str, words: list[str]) -> int:
     if program.startswith("mount.") or (words and "/" in words[0] and not words[0].startswith("-")):
         return _mount_helper(words)  # as mount(8) or mount.fuse calls us
-    parsed = parser.build().parse_args(words)
+    parsed = parser.build(words).parse_args(words)
     if parsed.command == "mount":
+        from .. import options as mount_options
         from . import mount
 
-        return mount.run(parsed.source, parsed.mountpoint, collect(parsed.settings), foreground=parsed.foreground)
+        options = mount_options.collect(parsed.settings)
+        return mount.run(parsed.source, parsed.mountpoint, options, foreground=parsed.foreground)
     if parsed.command == "umount":
         from . import umount
 
@@ -71,18 +71,19 @@ def _dispatch(program: str, words: list[str]) -> int:
         from .. import export_options
         from . import export
 
-        options = export_options.collect(parsed.settings)
-        return export.run(parsed.image, parsed.file, options, foreground=parsed.foreground)
+        wanted = export_options.collect(parsed.settings)
+        return export.run(parsed.image, parsed.file, wanted, foreground=parsed.foreground)
     if parsed.command == "serve":
-        from . import serve
+        from . import serve, serve_options
 
-        return serve.run(options_of(vars(parsed)))
+        return serve.run(serve_options.options_of(vars(parsed)))
     from . import doctor
 
     return doctor.run(parsed.directory, as_json=parsed.json)
 
 
 def _mount_helper(words: list[str]) -> int:
+    from ..options import collect
     from . import mount
 
     parsed, sloppy, fake = parser.mount_helper(words)

@@ -2,11 +2,10 @@
 
 import logging
 from dataclasses import replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .. import exitcodes
 from ..errors import UserError
-from ..export_options import ExportOptions
 from ..fs.choice import Choice
 from ..options import MountOptions
 from ..sessions import Settings
@@ -16,9 +15,12 @@ from ..transport.llfuse.session import LlfuseSession, words
 from ..transport_options import Transport, beyond_llfuse
 from . import state
 
+if TYPE_CHECKING:  # an export's sources take a while to load
+    from ..export_options import ExportOptions
+
 log = logging.getLogger(__name__)
 
-Options = TypeVar("Options", MountOptions, ExportOptions)
+Options = TypeVar("Options", MountOptions, "ExportOptions")
 
 
 def with_door(options: Options) -> Options:
@@ -33,7 +35,7 @@ def with_door(options: Options) -> Options:
     return replace(options, posix_acl=False) if isinstance(options, MountOptions) else options
 
 
-def _takes_its_place(options: MountOptions | ExportOptions) -> bool:
+def _takes_its_place(options: "MountOptions | ExportOptions") -> bool:
     """Whether the direct door cannot be opened and llfuse can: an ordinary user with libfuse 2's helper alone."""
     if mounting.may_mount() or mounting.helper_path() or library.missing() or beyond_llfuse(options):
         return False

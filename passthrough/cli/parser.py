@@ -9,10 +9,7 @@ from typing import Any, NoReturn
 from .. import __version__, exitcodes
 from ..compiled import is_compiled
 from ..errors import UserError
-from ..export_options import EXPORT_OPTIONS
 from ..option_rows import Option, Setting, split_words
-from ..options import OPTIONS
-from .serve_options import add_serve
 
 _EPILOG = "Every option is also a word for -o, with underscores: --allow-other is -o allow_other."
 
@@ -86,21 +83,31 @@ def _version() -> str:
     return f"passthrough {__version__}{' (compiled)' if is_compiled() else ''}"
 
 
-def build() -> Parser:
-    """The whole command line."""
+def build(words: Sequence[str] | None = None) -> Parser:
+    """The whole command line; of words that are going to be parsed, only the commands that stand among them are whole.
+
+    What a command's options are made of takes a while to load, and the others do without.
+    """
     parser = Parser(prog="passthrough", description="Share a directory through FUSE.", allow_abbrev=False)
     parser.add_argument("-V", "--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Command)
-    add_mount(commands.add_parser("mount", help="mount a directory", epilog=_EPILOG, allow_abbrev=False))
-    _add_umount(commands.add_parser("umount", help="unmount, and stop the daemon", allow_abbrev=False))
-    add_export(commands.add_parser("export", help="export an image as a file", epilog=_EPILOG, allow_abbrev=False))
-    add_serve(commands.add_parser("serve", help="serve a directory to a virtual machine", allow_abbrev=False))
-    _add_doctor(commands.add_parser("doctor", help="what this kernel and user can have", allow_abbrev=False))
+    for name, text, epilog, add in (
+        ("mount", "mount a directory", _EPILOG, add_mount),
+        ("umount", "unmount, and stop the daemon", None, _add_umount),
+        ("export", "export an image as a file", _EPILOG, add_export),
+        ("serve", "serve a directory to a virtual machine", None, _add_serve),
+        ("doctor", "what this kernel and user can have", None, _add_doctor),
+    ):
+        command = commands.add_parser(name, help=text, epilog=epilog, allow_abbrev=False)
+        if words is None or name in words:
+            add(command)
     return parser
 
 
 def add_mount(parser: argparse.ArgumentParser) -> None:
     """passthrough mount."""
+    from ..options import OPTIONS
+
     parser.description = "Mount the directory SRC on the directory MNT; returns when the mount answers."
     parser.add_argument("source", metavar="SRC", type=_not_empty("SRC"), help="the directory to share")
     parser.add_argument("mountpoint", metavar="MNT", type=_not_empty("MNT"), help="the directory to mount it on")
@@ -114,6 +121,8 @@ def add_mount(parser: argparse.ArgumentParser) -> None:
 
 def add_export(parser: argparse.ArgumentParser) -> None:
     """passthrough export."""
+    from ..export_options import EXPORT_OPTIONS
+
     parser.description = "Export IMAGE as the regular file FILE, which may be IMAGE itself; returns when it answers."
     parser.add_argument(
         "image", metavar="IMAGE", type=_not_empty("IMAGE"), help="an image file, a block device, or an NBD URI"
@@ -140,6 +149,12 @@ def _add_long(group: Any, option: Option) -> None:
         help=option.help.replace("%", "%%") or argparse.SUPPRESS,
         default=argparse.SUPPRESS,
     )
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    from .serve_options import add_serve
+
+    add_serve(parser)
 
 
 def _add_umount(parser: argparse.ArgumentParser) -> None:
