@@ -175,8 +175,8 @@ def set_up(one_cpu: bool) -> None:
     # passthrough_ll keeps a descriptor per inode and does not raise the limit itself in libfuse 3.14.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # ours starts as it does where it is installed, from bytecode
     # git asks nobody's configuration
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # ours starts as it does where it is installed: compiled to bytecode
     os.environ |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
     if one_cpu:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

@@ -172,6 +172,7 @@ class UringQueue:
                 self._serving = True
                 self._loop()
         finally:
+            self._turn.give()
             if made is not None:
                 made.close()
 
@@ -186,9 +187,18 @@ class UringQueue:
             log.debug("queue %d: %s", self.cpu, error.strerror)
 
     def _loop(self) -> None:
-        take, serve, entries = self._ring.take, self._serve, self._entries
+        take, serve, entries, turn = self._ring.take, self._serve, self._entries, self._turn
         while self._alive and not self._stopping:
-            slot, result = take()
+            if turn.held and turn.goes_on():
+                soon = self._ring.take_soon()
+                if soon is None:
+                    turn.give()
+                    continue
+                slot, result = soon
+            else:
+                slot, result = take()
+                self.idle = False
+                turn.take()
             self.idle = False
             if result == 0 and slot != _WAKE_SLOT:
                 serve(entries[slot])

@@ -257,6 +257,23 @@ def test_busy_clients_on_every_cpu(harness: Harness, enabled: None) -> None:
     assert len(os.listdir(mount.source)) == 100 * len(cpus)
 
 
+def test_requests_are_served_in_turns(harness: Harness, enabled: None) -> None:
+    source = harness.directory("source")
+    program = """if True:
+        import os, sys
+        import passthrough
+        with passthrough.mount(passthrough.Tree(sys.argv[1]), sys.argv[2], io_uring="on") as mounted:
+            queues = mounted._session._uring
+            before = queues[0]._turn._turns.given
+            os.mkdir(os.path.join(sys.argv[2], "made"))
+            print(before, queues[0]._turn._turns.given, {id(queue._turn._turns) for queue in queues}, sep=";")
+    """
+    printed = harness.run_program(sys.executable, "-c", program, source, harness.directory("point"), cwd=ROOT)
+    before, after, shared = printed.split(";")
+    assert int(after) > int(before)
+    assert "," not in shared, "all queues take turns with each other"
+
+
 def test_a_request_that_is_stuck_holds_up_no_other_cpu(harness: Harness, enabled: None) -> None:
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
