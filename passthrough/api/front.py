@@ -10,8 +10,15 @@ from ..owner_options import Squash
 from .tree import Tree
 
 
+def check_file_system(fs: FileSystem) -> None:
+    """TypeError where fs is something else, such as the path of the directory that is meant."""
+    if not isinstance(fs, FileSystem):
+        raise TypeError(f"a FileSystem is needed, such as Tree(PATH), and not a {type(fs).__name__}")
+
+
 def front(fs: FileSystem) -> FileSystem:
-    """What is served where fs is given."""
+    """What is served where fs is given. TypeError where it is no file system."""
+    check_file_system(fs)
     return fs.front() if isinstance(fs, Tree) else fs
 
 
@@ -31,7 +38,8 @@ def tree_of(fs: FileSystem) -> Tree | None:
 
 
 def options_of(fs: FileSystem) -> MountOptions:
-    """What a file system says of the mount it is to have."""
+    """What a file system says of the mount it is to have. TypeError where it is none."""
+    check_file_system(fs)
     tree = tree_of(fs)
     said = MountOptions() if tree is None else tree.said
     if said.squash is Squash.ALL:  # who asks is checked by the source, and that is no matter of the mount's options

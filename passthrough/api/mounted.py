@@ -35,7 +35,8 @@ def mount(fs: FileSystem, mountpoint: str | os.PathLike[str], **words: Unpack[Mo
     passthrough-mount(1) that concern a mount. fs is taken over: it is closed when the mount is over.
 
     UserError where the mount cannot be made, with the line and the status (exitcodes.py) that the command has for it;
-    ValueError for a value that a word does not take; TypeError for a word that is none. fs is then still the caller's.
+    ValueError for a value that a word does not take; TypeError for a word that is none, and for an fs that is no
+    FileSystem. fs is then still the caller's.
     """
     options = mount_options(words, options_of(fs))
     fs = front(fs)

@@ -41,7 +41,7 @@ def serve(
     it is closed when this is over.
 
     UserError where the socket cannot be made (the directory, another daemon), with the command's line and status;
-    ValueError for arguments that cannot be. fs is then still the caller's.
+    ValueError for arguments that cannot be, TypeError for an fs that is no FileSystem. fs is then still the caller's.
     """
     _check_numbers(num_request_queues, thread_pool_size, tag)
     if (socket_path is None) == (fd is None) or (fd is not None and socket_group is not None):

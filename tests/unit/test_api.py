@@ -290,3 +290,14 @@ def test_the_program_of_the_page_is_python() -> None:
     assert len(programs) >= 4
     for program in programs:
         ast.parse(program)
+
+
+def test_a_path_is_no_file_system(tmp_path: Path) -> None:
+    path: Any = str(tmp_path)
+    for make in (
+        lambda: passthrough.mount(path, tmp_path),
+        lambda: passthrough.serve(path, tmp_path / "socket"),
+        lambda: passthrough.ReadOnly(path),
+    ):
+        with pytest.raises(TypeError, match=r"such as Tree\(PATH\), and not a str"):
+            make()
