@@ -422,7 +422,8 @@ def test_the_daemon_dies_with_the_process_outside(harness: Harness, options: str
 ATTACKED = """
 import ctypes, os, sys
 sys.path.insert(0, sys.argv[1])
-from passthrough.cli import main, share
+from passthrough import share
+from passthrough.cli import main
 
 ATTACKS = {
     b"user.execve": lambda: os.execv("/bin/true", ["true"]),
@@ -544,7 +545,8 @@ def test_a_lock_is_waited_for_while_others_work(harness: Harness) -> None:
 FAULTY = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from passthrough.cli import main, share
+from passthrough import share
+from passthrough.cli import main
 
 class Faulty(share.Tree):
     def getxattr(self, ctx, nodeid, name):

@@ -355,7 +355,8 @@ def hook(event, arguments):
         if path.startswith(b"/"):
             os.write(2, b"AFTER open " + path + b"\\n")
 
-from passthrough.cli import main, share
+from passthrough import share
+from passthrough.cli import main
 
 class Faulty(share.Tree):
     def getxattr(self, ctx, nodeid, name):
