@@ -58,9 +58,12 @@ def _cpu(pid: int) -> float:
 
 
 def _resident(pid: int) -> int:
-    """KiB of memory of the process that serves."""
-    status = Path(f"/proc/{_processes(pid)[-1]}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+    """KiB of memory of a process and of its children."""
+    total = 0
+    for process in _processes(pid):
+        status = Path(f"/proc/{process}/status").read_text()
+        total += next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+    return total
 
 
 @contextlib.contextmanager
