@@ -8,10 +8,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from . import exitcodes
 from .errors import UserError
+
+Member = TypeVar("Member", bound=Enum)
 
 KIB, MIB = 1 << 10, 1 << 20
 NS_PER_S = 1_000_000_000
@@ -80,10 +82,10 @@ def name_of(text: str) -> str:
     return text
 
 
-def one_of(kind: type[Enum]) -> Callable[[str], Any]:
+def one_of(kind: type[Member]) -> Callable[[str], Member]:
     """A reader for the values of an enumeration."""
 
-    def parse(text: str) -> Any:
+    def parse(text: str) -> Member:
         try:
             return kind(text)
         except ValueError:

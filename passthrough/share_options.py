@@ -108,7 +108,7 @@ def cache_mode(text: str) -> Cache:
 
 def file_handles(text: str) -> FileHandles:
     """Whether inodes are kept as file handles; the Rust virtiofsd once said fallback for prefer."""
-    return one_of(FileHandles)("prefer" if text == "fallback" else text)  # type: ignore[no-any-return]
+    return one_of(FileHandles)("prefer" if text == "fallback" else text)
 
 
 SHARE_OPTIONS: tuple[Option, ...] = (

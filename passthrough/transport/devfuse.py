@@ -231,6 +231,17 @@ def clone(fd: int) -> int:
     return clone
 
 
+def notify(fd: int, message: bytes) -> bool:
+    """Send a notification; False where the kernel does not know the node or the code, or the mount is gone."""
+    try:
+        os.write(fd, message)
+    except OSError as error:
+        if error.errno not in GONE and error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENOTEMPTY):
+            log.debug("notification refused: %s", error.strerror)
+        return False
+    return True
+
+
 def clone_all(fd: int, count: int) -> list[int]:
     """So many clones; none is left open where one cannot be had."""
     found: list[int] = []

@@ -153,6 +153,10 @@ def check_file(path: str) -> str:
 
 
 def _mountpoint_error(path: str, error: OSError) -> UserError:
+    if error.errno == errno.ENOENT and os.path.islink(path):
+        return UserError(
+            f"{path}: the mount point is a symlink to what does not exist; name a directory", exitcodes.MOUNTPOINT
+        )
     if error.errno == errno.ENOENT:
         return UserError(
             f"{path}: the mount point does not exist; create it: mkdir -p {shlex.quote(path)}", exitcodes.MOUNTPOINT

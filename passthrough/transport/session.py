@@ -16,7 +16,7 @@ from ..protocol.constants import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKIN
 from ..protocol.errors import StreamError
 from ..protocol.structs import FUSE_BACKING_MAP
 from ..server import Server
-from .devfuse import GONE, Queue, clone_all
+from .devfuse import Queue, clone_all, notify
 from .turns import Turns
 from .uring import UringQueue, possible_cpus
 from .workers import Crew
@@ -115,13 +115,7 @@ class Session:
 
     def notify(self, message: bytes) -> bool:
         """Send a notification; False where the kernel does not know the node or the code (Kernel)."""
-        try:
-            os.write(self.fd, message)
-        except OSError as error:
-            if error.errno not in GONE and error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENOTEMPTY):
-                log.debug("notification refused: %s", error.strerror)
-            return False
-        return True
+        return notify(self.fd, message)
 
     def open_backing(self, fd: int) -> int:
         """FUSE_DEV_IOC_BACKING_OPEN (Kernel)."""

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 NEWER_LLFUSE = Path(sys.prefix, "llfuse-1.5")
 """Where `make test` puts the other version of llfuse that is in use; the one that is imported is Debian's, 1.4."""
@@ -37,6 +39,12 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = TIMEOU
         if time.monotonic() > end:
             raise AssertionError(f"never came true: {what}")
         pause.poll(5)
+
+
+def newer_llfuse_or_skip() -> None:
+    """For what runs with llfuse 1.5: nobody has it who has not run make test."""
+    if not NEWER_LLFUSE.exists():
+        pytest.skip(f"llfuse 1.5 is not in {NEWER_LLFUSE}; make test puts it there")
 
 
 def with_modules(*directories: Path) -> dict[str, str]:

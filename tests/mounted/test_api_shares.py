@@ -8,6 +8,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,8 @@ def test_who_is_squashed_has_the_rights_of_one_user(places: Places, squash: Any)
             for name in ("private", "of-anon", "of-1234"):
                 path = places.point / name
                 outcomes[name] = (
-                    attempt(lambda path=path: path.read_bytes()),  # type: ignore[misc]
-                    attempt(lambda path=path: as_user(lambda: path.read_bytes(), 1234, 1234)),  # type: ignore[misc]
+                    attempt(path.read_bytes),
+                    attempt(partial(as_user, path.read_bytes, 1234, 1234)),
                 )
             (places.point / "made").touch()
     assert (places.source / "made").stat().st_uid == 4242

@@ -153,6 +153,12 @@ def test_mountpoint_missing_with_a_newline_in_its_name(harness: Harness, source:
     refusal(run("mount", source, harness.base / "no\nwhere"), exitcodes.MOUNTPOINT)
 
 
+def test_mountpoint_is_a_symlink_to_nothing(harness: Harness, source: Path) -> None:
+    link = harness.base / "link"
+    link.symlink_to(harness.base / "nowhere")
+    assert "symlink to what does not exist" in refusal(run("mount", source, link), exitcodes.MOUNTPOINT)
+
+
 def test_mountpoint_is_a_file(harness: Harness, source: Path) -> None:
     file = harness.base / "file"
     file.touch()

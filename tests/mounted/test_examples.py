@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -194,8 +195,8 @@ def test_what_is_hidden_cannot_be_reached(filtered: Path, run: Run, door: str) -
     with run("hide", filtered, "*.key", "nobody", change=door) as hide:
         point = hide.point
         for parent in (point, point / "dir", point / "dir" / "deeper"):
-            _absent(lambda parent=parent: os.stat(parent / "secret.key"))  # type: ignore[misc]
-            _absent(lambda parent=parent: os.open(parent / "secret.key", os.O_RDONLY))  # type: ignore[misc]
+            _absent((parent / "secret.key").stat)
+            _absent(partial(os.open, parent / "secret.key", os.O_RDONLY))
         _absent(lambda: os.listdir(point / "dir.key"))
         _absent(lambda: os.stat(point / "dir.key" / "inside"))
         _absent(lambda: (point / "pointer").read_text())
@@ -251,7 +252,7 @@ def test_nothing_is_made_or_replaced_by_a_hidden_name(filtered: Path, run: Run, 
         os.close(proc)
         directory = os.open(point, os.O_PATH)
         for flags, error in ((RENAME_EXCHANGE, errno.ENOENT), (RENAME_NOREPLACE, errno.EPERM)):
-            _absent(lambda flags=flags: renameat2(directory, b"open", directory, b"secret.key", flags), error)  # type: ignore[misc]
+            _absent(partial(renameat2, directory, b"open", directory, b"secret.key", flags), error)
         os.close(directory)
     assert {path: path.lstat().st_ino for path in filtered.rglob("*.key")} == before
     assert (filtered / "secret.key").read_text() == "secret"

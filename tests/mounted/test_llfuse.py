@@ -29,6 +29,7 @@ from .harness import (
     log_size,
     mount_line,
     mounts_below,
+    newer_llfuse_or_skip,
     refusal,
     run,
     said_in_log,
@@ -508,8 +509,7 @@ def test_without_llfuse_too_fusermount3_is_what_is_missing(
 
 
 def test_the_newer_version(harness: Harness) -> None:
-    if not NEWER_LLFUSE.exists():
-        pytest.skip(f"llfuse 1.5 is not in {NEWER_LLFUSE}; make test puts it there")
+    newer_llfuse_or_skip()
     mount = harness.mount(LLFUSE, env=with_modules(NEWER_LLFUSE))
     assert by_llfuse(mount)
     mount.umount()

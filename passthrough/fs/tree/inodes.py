@@ -74,10 +74,12 @@ class Inode:
     def fd(self) -> Descriptor:
         """The O_PATH descriptor, opened by its handle where it was let go. ESTALE where the file is gone."""
         held = self.held
-        if held is None:
-            assert self.sealed is not None
-            return self.sealed.revive(self)
-        return held
+        return self.revive() if held is None else held
+
+    def revive(self) -> Descriptor:
+        """Open by its handle what was let go. ESTALE where the file is gone."""
+        assert self.sealed is not None
+        return self.sealed.revive(self)
 
     def lock_owners(self) -> "dict[int, LockFile]":
         """The POSIX lock owners' files, by owner; a table that most inodes never need."""
@@ -207,7 +209,8 @@ class InodeMap:
 
     def touch(self, inode: Inode) -> None:
         """See that it is held, and that it is not among the next to be let go."""
-        inode.fd  # noqa: B018  opened here where it was not
+        if inode.held is None:
+            inode.revive()
         with self._lock:
             if self._held.pop(inode.nodeid, None) is not None:
                 self._held[inode.nodeid] = inode

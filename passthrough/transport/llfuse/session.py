@@ -19,7 +19,7 @@ from ...protocol import constants as c
 from ...protocol import notifications
 from ...protocol import structs as s
 from ...protocol.negotiation import Agreement, Wishes, flag_names
-from ..devfuse import GONE
+from ..devfuse import notify
 from .operations import Operations
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class LlfuseSession:
 
     def _init(self, fs: FileSystem, wishes: Wishes) -> None:
         # The kernel takes a notification that it knows, whatever was agreed; an empty one tells whether it knows it.
-        prunes = self._send(notifications.prune(()))
+        prunes = notify(self.fd, notifications.prune(()))
         agreement = Agreement(
             minor=_MINOR_WITH_PRUNE if prunes else MINOR,
             flags=wishes.flags & FLAGS,
@@ -149,29 +149,20 @@ class LlfuseSession:
         if code == c.FUSE_NOTIFY_PRUNE:
             nodeids = (nodeid for (nodeid,) in struct.iter_unpack("=Q", body[s.FUSE_NOTIFY_PRUNE_OUT.size :]))
             numbers = (self._operations.nodes.number(nodeid) for nodeid in nodeids)
-            return self._send(notifications.prune([number for number in numbers if number is not None]))
+            return notify(self.fd, notifications.prune([number for number in numbers if number is not None]))
         for at in range(_NODEIDS.get(code, 0)):
             number = self._operations.nodes.number(struct.unpack_from("=Q", body, 8 * at)[0])
             if number is None:
                 return False
             struct.pack_into("=Q", body, 8 * at, number)
-        return code in _NODEIDS and self._send(notifications.message(code, bytes(body)))
-
-    def _send(self, message: bytes) -> bool:
-        try:
-            os.write(self.fd, message)
-        except OSError as error:
-            if error.errno not in GONE and error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENOTEMPTY):
-                log.debug("notification refused: %s", error.strerror)
-            return False
-        return True
+        return code in _NODEIDS and notify(self.fd, notifications.message(code, bytes(body)))
 
     def _drop_pages(self, number: int) -> None:
         if not self._may_wait.acquire(blocking=False):
             self._library.invalidate_inode(number)  # by a thread of llfuse's, soon
             return
         try:
-            self._send(notifications.inval_inode(number))
+            notify(self.fd, notifications.inval_inode(number))
         finally:
             self._may_wait.release()
 

@@ -25,6 +25,7 @@ from ..harness import (
     Harness,
     for_other_users,
     is_mounted,
+    newer_llfuse_or_skip,
     wait_until,
     with_modules,
 )
@@ -67,8 +68,7 @@ def by_uring(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
 
 def by_newer_llfuse(harness: Harness, mode: "Mode", place: sources.Place) -> Shared:
     """The same, with llfuse 1.5."""
-    if not NEWER_LLFUSE.exists():
-        pytest.skip(f"llfuse 1.5 is not in {NEWER_LLFUSE}; make test puts it there")
+    newer_llfuse_or_skip()
     words = ("-o", ",".join(("allow_other", *mode.options)))
     mount = harness.mount(*words, source=place.share, point=place.point, env=with_modules(NEWER_LLFUSE))
     assert str(NEWER_LLFUSE) in Path(f"/proc/{mount.pid}/maps").read_text()
